@@ -1,0 +1,1 @@
+"""Measure what precision costs: graph against graph, bundle against bundle."""

@@ -1,0 +1,1 @@
+"""Turn checkpoints as their authors release them into bundles of ONNX graphs."""

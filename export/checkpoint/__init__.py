@@ -1,0 +1,1 @@
+"""Read checkpoints lazily, tensor by tensor, as hostile files."""

@@ -1,0 +1,1 @@
+"""The `voxedge` command: the only place that prints."""
