@@ -158,6 +158,41 @@ class Manifest:
         return graph
 
 
+@dataclass(frozen=True, slots=True)
+class ManifestDraft:
+    """A manifest before its files were counted and hashed."""
+
+    system: str
+    """Which system the bundle speaks with, such as `moe_tts`."""
+    settings: Mapping[str, Any]
+    """The system's own settings; plain JSON types."""
+    graphs: tuple[GraphSpec, ...]
+    """Every graph; its files must have been written."""
+    source: Mapping[str, FileRecord] = field(default_factory=dict)
+    """The checkpoint's files that it was made from."""
+    created_by: str = ""
+    """Name and version of the program that wrote it."""
+    note: str = ""
+    """One sentence for people."""
+
+    def finish(self, records: Mapping[str, FileRecord]) -> Manifest:
+        """The manifest of a bundle with these files.
+
+        Raises:
+            ConfigError: It contradicts itself, for instance by a graph whose file is missing.
+        """
+        return Manifest(
+            format_version=FORMAT_VERSION,
+            system=self.system,
+            settings=self.settings,
+            graphs=self.graphs,
+            files=records,
+            source=self.source,
+            created_by=self.created_by,
+            note=self.note,
+        )
+
+
 def parse_manifest(data: object) -> Manifest:
     """Read a decoded `voxedge.json`.
 
@@ -182,7 +217,7 @@ def check_relative(path: str) -> None:
         ConfigError: The path is absolute, empty, has a `..` or a backslash, or is not in normal form.
     """
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or str(pure) != path:
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or str(pure) != path:
         raise ConfigError(f"expected a plain relative path inside the bundle, found {path[:200]!r}")
 
 
