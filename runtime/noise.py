@@ -18,6 +18,7 @@ import secrets
 
 import numpy as np
 import numpy.typing as npt
+
 from voxedge.engines.errors import InputError
 
 Float32 = npt.NDArray[np.float32]

@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+
 from voxedge.engines.errors import InputError
 from voxedge.runtime.noise import NoiseStream, fresh_seed
 
