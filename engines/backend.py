@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from voxedge.engines.manifest import GraphSpec
 
 Array = npt.NDArray[Any]
@@ -29,6 +30,25 @@ class Buffer:
     """`cpu` or `cuda`."""
     owner: object
     """Keeps the memory alive; for `cpu` the array that holds it."""
+
+    @classmethod
+    def of(cls, array: Array) -> Buffer:
+        """A buffer over a C-contiguous host array; no copy, writes to one are seen in the other."""
+        if not array.flags.c_contiguous:
+            raise ValueError("expected a C-contiguous array, got strides " + str(array.strides))
+        return cls(array.ctypes.data, array.shape, array.dtype, "cpu", array)
+
+    def array(self) -> Array:
+        """The host array of a `cpu` buffer; no copy.
+
+        Raises:
+            ValueError: The buffer lives on another device.
+        """
+        if self.device != "cpu" or not isinstance(self.owner, np.ndarray):
+            raise ValueError(f"expected a buffer of the CPU, got one of {self.device}; download it first")
+        skipped = (self.pointer - self.owner.ctypes.data) // self.dtype.itemsize
+        count = int(np.prod(self.shape, dtype=np.int64))
+        return self.owner.reshape(-1)[skipped : skipped + count].reshape(self.shape)
 
     def rows(self, start: int, stop: int) -> Buffer:
         """View of `[start, stop)` along the first axis; no copy."""

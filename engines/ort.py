@@ -1,0 +1,234 @@
+"""Run graphs on ONNX Runtime, on the CPU or on a CUDA device.
+
+In: a graph of a bundle. Out: an `Engine`. Asking for CUDA and getting the CPU is an error that names what is missing.
+Does not choose graphs or devices (see `engines.select`) and never copies a cache: tensors are bound by address.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from voxedge.engines.backend import Array, Buffer
+from voxedge.engines.errors import BackendUnavailableError, BundleError, InferenceError
+from voxedge.engines.manifest import GraphSpec
+
+INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True, slots=True)
+class OrtOptions:
+    """How sessions run."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the graph runs and its tensors live."""
+    threads: int | None = None
+    """Threads of one operator; None means the physical cores that this process may use."""
+    spinning: bool = True
+    """Idle threads wait busily: about 15 % faster steps, but the cores are not free in between."""
+
+
+class OrtEngine:
+    """One session of ONNX Runtime; see `engines.backend.Engine`."""
+
+    def __init__(self, path: Path, spec: GraphSpec, options: OrtOptions) -> None:
+        """Load the graph.
+
+        Raises:
+            BackendUnavailableError: ONNX Runtime or the CUDA provider is missing, or too old for this graph.
+            BundleError: The file is no graph, or not the one that the manifest describes.
+        """
+        self._runtime = load_onnxruntime(options.device, spec.min_onnxruntime)
+        self.spec, self.device = spec, options.device
+        self._session = self._open(path, options)
+        self._check_boundary(path)
+
+    def _open(self, path: Path, options: OrtOptions) -> Any:  # noqa: ANN401 - ONNX Runtime has no types
+        provider = PROVIDERS[options.device]
+        try:
+            session = self._runtime.InferenceSession(
+                str(path), _session_options(self._runtime, options), providers=[_provider(provider)]
+            )
+        except Exception as error:  # ONNX Runtime raises its own types, which have no common base
+            raise BundleError(
+                f"{path}: expected a graph that ONNX Runtime {self._runtime.__version__} can load; it says: "
+                f"{_first_line(error)}; run `voxedge verify` on the bundle, or export it again"
+            ) from error
+        if session.get_providers()[0] != provider:
+            raise BackendUnavailableError(
+                f"expected {provider}, got {session.get_providers()[0]}: the CUDA or cuDNN libraries of ONNX Runtime "
+                "could not be loaded; run `voxedge doctor`, or ask for --backend cpu"
+            )
+        return session
+
+    def _check_boundary(self, path: Path) -> None:
+        found = [value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())]
+        expected = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
+        if found != expected:
+            raise BundleError(f"{path}: expected the tensors {expected[:8]}..., found {found[:8]}...; export it again")
+
+    def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Buffer:
+        """Zero-filled memory on the device."""
+        return self.upload(np.zeros(shape, dtype))
+
+    def upload(self, array: Array, buffer: Buffer | None = None) -> Buffer:
+        """Copy to the device; on the CPU into memory that later writes to `array` do not reach."""
+        if buffer is not None and (buffer.shape != array.shape or buffer.dtype != array.dtype):
+            raise InferenceError(f"expected {buffer.dtype} {buffer.shape} to upload, got {array.dtype} {array.shape}")
+        if self.device == "cpu":
+            return _upload_host(array, buffer)
+        if buffer is not None:
+            buffer.owner.update_inplace(np.ascontiguousarray(array))  # type: ignore[attr-defined]
+            return buffer
+        value = self._runtime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self.device, 0)
+        return Buffer(value.data_ptr(), array.shape, array.dtype, self.device, value)
+
+    def download(self, buffer: Buffer) -> Array:
+        """Copy to the host; a whole buffer where it lives on another device."""
+        if buffer.device == "cpu":
+            return buffer.array().copy()
+        values: Array = buffer.owner.numpy()  # type: ignore[attr-defined]
+        return values.reshape(-1)[: int(np.prod(buffer.shape))].reshape(buffer.shape)
+
+    def binding(self) -> OrtBinding:
+        """A new binding of this session."""
+        return OrtBinding(self._session, self.spec)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once from host to host."""
+        check_feeds(self.spec, feeds)
+        try:
+            results = self._session.run(None, dict(feeds))
+        except Exception as error:  # as above
+            raise InferenceError(f"graph {self.spec.name} failed: {_first_line(error)}") from error
+        return dict(zip((tensor.name for tensor in self.spec.outputs), results, strict=True))
+
+    def close(self) -> None:
+        """Give the session's memory back."""
+        self._session = None
+
+
+class OrtBinding:
+    """Bound tensors of one call; see `engines.backend.Binding`."""
+
+    def __init__(self, session: Any, spec: GraphSpec) -> None:  # noqa: ANN401 - ONNX Runtime has no types
+        self._session, self._spec = session, spec
+        self._binding = session.io_binding()
+        self._inputs = {tensor.name for tensor in spec.inputs}
+        self._run = session.run_with_iobinding
+        self._kept: dict[str, Buffer] = {}
+
+    def bind(self, name: str, buffer: Buffer) -> None:
+        """Bind an address; the buffer is kept alive as long as it is bound."""
+        bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
+        bind(name, buffer.device, 0, buffer.dtype, list(buffer.shape), buffer.pointer)
+        self._kept[name] = buffer
+
+    def run(self) -> None:
+        """Run on what is bound."""
+        try:
+            self._run(self._binding)
+        except Exception as error:  # ONNX Runtime raises its own types, which have no common base
+            raise InferenceError(f"graph {self._spec.name} failed: {_first_line(error)}") from error
+
+
+def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
+    """Refuse host arrays that are not what the graph takes.
+
+    Raises:
+        InferenceError: An input is missing, unknown, or of the wrong dtype or shape.
+    """
+    expected = {tensor.name: tensor for tensor in spec.inputs}
+    if set(feeds) != set(expected):
+        raise InferenceError(f"graph {spec.name}: expected the inputs {sorted(expected)}, found {sorted(feeds)}")
+    dims: dict[str, int] = {}
+    for name, array in feeds.items():
+        tensor = expected[name]
+        fits = array.ndim == len(tensor.shape) and all(
+            size == (dims.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+            for size, wanted in zip(array.shape, tensor.shape, strict=True)
+        )
+        if not fits or array.dtype != np.dtype(tensor.dtype):
+            raise InferenceError(
+                f"graph {spec.name}, input {name}: expected {tensor.dtype} {list(tensor.shape)} with {dims}, "
+                f"found {array.dtype} {list(array.shape)}"
+            )
+
+
+def load_onnxruntime(device: str, minimum: str = "0") -> Any:  # noqa: ANN401 - a module without types
+    """Import ONNX Runtime for a device.
+
+    Raises:
+        BackendUnavailableError: It is not installed, lacks the device's provider, or is older than `minimum`.
+    """
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            f"expected ONNX Runtime, found none ({error}); type: {INSTALL[device]}"
+        ) from error
+    if _version(runtime.__version__) < _version(minimum):
+        raise BackendUnavailableError(
+            f"expected ONNX Runtime {minimum} or newer for this graph, found {runtime.__version__}; "
+            f"type: pip install -U 'onnxruntime>={minimum}', or export the bundle again without that graph form"
+        )
+    if PROVIDERS[device] not in runtime.get_available_providers():
+        raise BackendUnavailableError(
+            f"expected {PROVIDERS[device]}, found {runtime.get_available_providers()}; type: pip uninstall onnxruntime "
+            f"&& {INSTALL[device]} (on a Jetson there is no such wheel: use --backend tensorrt or cpu)"
+        )
+    if device == "cuda" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    return runtime
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyperthreads not counted where the system tells them apart."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    topology = Path("/sys/devices/system/cpu")
+    siblings = set()
+    for core in allowed:
+        listed = topology / f"cpu{core}" / "topology" / "thread_siblings_list"
+        siblings.add(listed.read_text().strip() if listed.is_file() else str(core))
+    return max(1, len(siblings))
+
+
+def _session_options(runtime: Any, options: OrtOptions) -> Any:  # noqa: ANN401
+    session = runtime.SessionOptions()
+    session.intra_op_num_threads = options.threads or physical_cores()
+    session.inter_op_num_threads = 1
+    session.log_severity_level = 3
+    # Lengths vary from call to call: cached memory patterns would only grow (kokoro PR 358, onnxruntime #22297).
+    session.enable_mem_pattern = False
+    session.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
+    return session
+
+
+def _provider(name: str) -> str | tuple[str, dict[str, str]]:
+    if name != PROVIDERS["cuda"]:
+        return name
+    # Exhaustive search would run again for every new length (kokoro-onnx #125).
+    return name, {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def _upload_host(array: Array, buffer: Buffer | None) -> Buffer:
+    if buffer is None:
+        return Buffer.of(np.array(array, order="C"))
+    np.copyto(buffer.array(), array)
+    return buffer
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__

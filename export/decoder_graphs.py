@@ -1,0 +1,126 @@
+"""Graphs of a causal decoder, for every system that has one: shapes, inputs, outputs, profiles and tensor names.
+
+In: a Qwen3-shaped checkpoint, what can be sampled from it, and the export options. Out: a `GraphPlan` of both flavours.
+Does not know experts or codecs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from voxedge.engines.manifest import DimRange, Flavour, TensorSpec
+from voxedge.export.assemble import GraphPlan, Profiles
+from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
+from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
+from voxedge.export.config import DTYPES, ExportConfig
+from voxedge.export.graph import Traced, trace
+from voxedge.export.modules.attention import rotary_tables
+from voxedge.export.modules.decoder_lm import DecoderLm, DecoderShape
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderOptions:
+    """How one decoder's graph differs from another's beyond its checkpoint."""
+
+    head: LazyTensor
+    """Rows that can be sampled, [C, d]."""
+    norm: LazyTensor | None = None
+    """Final norm [d] of another decoder to use instead of its own."""
+    logits: Literal["one", "all"] = "one"
+    """Logits at the position that the input `logits_at` gives, or at all."""
+    probes: tuple[Literal["prenorm", "hidden"], ...] = ()
+    """Further outputs, for comparisons."""
+    flavours: tuple[Flavour, ...] = ("portable", "ort")
+    """Which graphs to make."""
+
+
+def decoder_plan(name: str, model: LanguageModel, options: DecoderOptions, config: ExportConfig) -> GraphPlan:
+    """Plan the graphs of one decoder."""
+    context = min(config.max_context, model.config.max_positions)
+    shape = _shape(model.config, options, config, context)
+    return GraphPlan(
+        name=name,
+        precision=config.precision,
+        trace={flavour: _Tracer(shape, flavour) for flavour in options.flavours},
+        tensors=_tensors(model, options, context),
+        profiles={flavour: _profiles(flavour, context, config.max_prefill) for flavour in options.flavours},
+    )
+
+
+def _shape(model: QwenConfig, options: DecoderOptions, config: ExportConfig, context: int) -> DecoderShape:
+    return DecoderShape(
+        hidden_size=model.hidden_size,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        intermediate_size=model.intermediate_size,
+        rms_norm_eps=model.rms_norm_eps,
+        vocabulary=model.vocab_size,
+        head_rows=options.head.shape[0],
+        max_context=context,
+        dtype=getattr(torch, DTYPES[config.precision]),
+        logits=options.logits,
+        probes=options.probes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tracer:
+    shape: DecoderShape
+    flavour: Flavour
+
+    def __call__(self) -> Traced:
+        arguments = (TensorSpec("ids", "int32", ("batch", "new")), self._positions(), self._caches())
+        kept = "present" if self.flavour == "ort" else "new"
+        outputs = ["logits", *self.shape.probes, *(f"{kept}.{leaf}" for leaf in self._leaves())]
+        return trace(lambda: DecoderLm(self.shape, self.flavour), arguments, outputs)
+
+    def _positions(self) -> list[TensorSpec]:
+        specs = [TensorSpec("logits_at", "int32", ("batch",))] if self.shape.logits == "one" else []
+        if self.flavour == "ort":
+            specs += [TensorSpec("lengths", "int32", ("batch",)), TensorSpec("total", "int32", (1,))]
+        return specs
+
+    def _caches(self) -> list[TensorSpec]:
+        groups, dim = self.shape.kv_heads, self.shape.head_dim
+        rows: tuple[int | str, ...] = ("past", "batch", groups, dim)
+        if self.flavour == "ort":
+            rows = ("batch", groups, "capacity", dim)
+        dtype: Literal["float16", "float32"] = "float16" if self.shape.dtype == torch.float16 else "float32"
+        return [TensorSpec(f"past.{leaf}", dtype, rows) for leaf in self._leaves()]
+
+    def _leaves(self) -> list[str]:
+        return [f"{layer}.{leaf}" for layer in range(self.shape.layers) for leaf in ("key", "value")]
+
+
+def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Mapping[str, LazyTensor]:
+    """Names of the checkpoint to names of the module."""
+    named = {key.replace(".self_attn.", ".attn."): tensor for key, tensor in model.tensors.items()}
+    cos, sin = rotary_tables(model.config.head_dim, context, model.config.rope_theta)
+    return {
+        **named,
+        "embed.weight": model.tensors["embed_tokens.weight"],
+        "head.weight": options.head,
+        "norm.weight": options.norm or model.tensors["norm.weight"],
+        "rotary.cos": InMemory("rotary.cos", cos),
+        "rotary.sin": InMemory("rotary.sin", sin),
+    }
+
+
+def _profiles(flavour: Flavour, context: int, max_prefill: int) -> Profiles:
+    """Prefill (many new tokens, over any past) and decode (one new token) are two profiles, never one compromise."""
+    one = DimRange(1, 1, 1)
+    prefill = min(max_prefill, context)
+    history = DimRange(0, 0, context - 1), DimRange(1, min(512, context - 1), context - 1)
+    if flavour == "ort":
+        history = (DimRange(1, min(1024, context), context),) * 2
+    name = "capacity" if flavour == "ort" else "past"
+    return {
+        "prefill": {"batch": one, "new": DimRange(1, min(128, prefill), prefill), name: history[0]},
+        "decode": {"batch": one, "new": one, name: history[1]},
+    }

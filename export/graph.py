@@ -1,0 +1,282 @@
+"""Trace a storage-free torch module into an ONNX graph with readable names.
+
+In: a function that builds a module, and the specs of its inputs. Out: a `Traced` graph without weights. The module
+never has storage (FakeTensor), so tracing an 8B model costs what its number of nodes costs. Does not write weights (see
+`export.weights`) and knows no model.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+import torch
+from onnxscript.optimizer import optimize_ir
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from voxedge.engines.errors import ExportError
+from voxedge.engines.manifest import DType, TensorSpec
+from voxedge.export.modules.basic import Stored
+
+PORTABLE_OPSET = 20
+"""Newest that TensorRT 10.1's parser reads."""
+
+Argument = TensorSpec | Sequence[TensorSpec]
+
+_TORCH_DTYPES: dict[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+}
+_SCOPES = "pkg.torch.onnx.name_scopes"
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A graph whose initialisers have names, types and shapes, but no values yet."""
+
+    model: ir.Model
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    stored: Mapping[str, Stored]
+    """Parameters whose values are not the checkpoint's as they are; the names are complete paths."""
+
+
+def trace(
+    build: Callable[[], nn.Module], arguments: Sequence[Argument], outputs: Sequence[str], opset: int = PORTABLE_OPSET
+) -> Traced:
+    """Trace what `build` returns.
+
+    Args:
+        build: Makes the module; runs under FakeTensor, so that its parameters take no memory.
+        arguments: One spec, or one list of specs, for each argument of the module's `forward`.
+        outputs: Names of the graph's outputs, in order.
+        opset: ONNX opset of the default domain.
+
+    Raises:
+        ExportError: The module cannot be traced, or gives another number of outputs.
+    """
+    specs = tuple(_flat(arguments))
+    sizes = _example_sizes(specs)
+    with FakeTensorMode(), torch.no_grad(), _quiet():
+        try:
+            module = build().eval()
+            model = _export(module, arguments, sizes, opset)
+        except Exception as error:
+            raise ExportError(f"expected a module that torch.export can trace; it says: {error}") from error
+        _name_boundary(model, specs, outputs)
+        _forget_values(model)
+        _simplify(model)
+    _name_nodes(model)
+    results = tuple(_output_spec(value) for value in model.graph.outputs)
+    return Traced(model, specs, results, opset, _stored(module))
+
+
+def _stored(module: nn.Module) -> dict[str, Stored]:
+    """Transforms of all parameters below a module, by complete path."""
+    found: dict[str, Stored] = {}
+    for path, child in module.named_modules():
+        prefix = f"{path}." if path else ""
+        for leaf, stored in getattr(child, "stored", {}).items():
+            found[prefix + leaf] = Stored(prefix + stored.name, stored.transform)
+    return found
+
+
+def _export(module: nn.Module, arguments: Sequence[Argument], sizes: dict[str, int], opset: int) -> ir.Model:
+    names = [spec.name for spec in _flat(arguments)]
+    dims = {name: torch.export.Dim(name) for name in sizes}
+    program = torch.export.export(
+        module,
+        tuple(_map(argument, lambda spec: _example(spec, sizes)) for argument in arguments),
+        dynamic_shapes=tuple(_map(argument, lambda spec: _dynamic(spec, dims)) for argument in arguments),
+        strict=False,
+    )
+    exported = torch.onnx.export(program, optimize=False, opset_version=opset, verbose=False)
+    if exported is None:
+        raise ExportError(f"expected a graph with the inputs {names}, found none")
+    return exported.model
+
+
+def _map(argument: Argument, function: Callable[[TensorSpec], Any]) -> Any:  # noqa: ANN401 - mirrors the nesting
+    return function(argument) if isinstance(argument, TensorSpec) else [function(spec) for spec in argument]
+
+
+def _flat(arguments: Sequence[Argument]) -> Iterator[TensorSpec]:
+    for argument in arguments:
+        yield from (argument,) if isinstance(argument, TensorSpec) else argument
+
+
+def _example_sizes(specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """A size from 5 upwards for each symbolic dimension: torch treats 0 and 1 as constants."""
+    names = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
+    return {name: 5 + 2 * position for position, name in enumerate(names)}
+
+
+def _example(spec: TensorSpec, sizes: dict[str, int]) -> torch.Tensor:
+    return torch.zeros(spec.sizes(sizes), dtype=_TORCH_DTYPES[spec.dtype])
+
+
+def _dynamic(spec: TensorSpec, dims: dict[str, Any]) -> dict[int, Any]:
+    return {axis: dims[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back notes of the exporter: packages that voxedge does not use, initialisers without values."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _simplify(model: ir.Model) -> None:
+    optimize_ir(model, num_iterations=2, onnx_shape_inference=False)
+    _constant_reshapes(model)
+    for simplify in (
+        passes.CommonSubexpressionEliminationPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.RemoveUnusedNodesPass(),
+        passes.RemoveUnusedOpsetsPass(),
+    ):
+        simplify(model)
+
+
+def _name_boundary(model: ir.Model, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
+    """Give inputs, outputs and symbolic dimensions the names of their specs."""
+    if len(model.graph.outputs) != len(outputs):
+        raise ExportError(f"expected the outputs {list(outputs)}, found {len(model.graph.outputs)}")
+    symbols: dict[str, str] = {}
+    for value, spec in zip(model.graph.inputs, specs, strict=True):
+        value.name = spec.name
+        for found, wanted in zip(value.shape or (), spec.shape, strict=True):
+            if isinstance(wanted, str) and isinstance(found, ir.SymbolicDim):
+                symbols[str(found.value)] = wanted
+            elif isinstance(found, ir.SymbolicDim) or found != wanted:
+                raise ExportError(f"input {spec.name}: expected the size {wanted}, the trace made it {found}")
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        value.name = name
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, symbols) for dim in value.shape])
+
+
+def _renamed(dim: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str:
+    if isinstance(dim, int):
+        return dim
+    text = str(dim.value)
+    for symbol in sorted(symbols, key=len, reverse=True):
+        text = text.replace(symbol, symbols[symbol])
+    return text
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    yield from model.graph.inputs
+    for node in model.graph:
+        yield from node.outputs
+
+
+def _forget_values(model: ir.Model) -> None:
+    """Initialisers of the module lose their storage-free tensors, which no pass could read."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and isinstance(tensor.raw, torch.Tensor):
+            value.const_value = None
+
+
+def _constant_reshapes(model: ir.Model) -> None:
+    """Write shapes as constants (0 copies an axis, -1 is inferred) instead of assembling them at run time."""
+    for node in model.graph:
+        target = _constant_target(node) if node.op_type == "Reshape" else None
+        if target is None:
+            continue
+        constant = ir.node("Constant", [], {"value": ir.tensor(target, dtype=ir.DataType.INT64)})
+        model.graph.insert_before(node, constant)
+        node.replace_input_with(1, constant.outputs[0])
+
+
+def _constant_target(node: ir.Node) -> list[int] | None:
+    source, result = node.inputs[0], node.outputs[0]
+    shape = node.inputs[1]
+    if source is None or source.shape is None or result.shape is None or shape is None or shape.const_value is not None:
+        return None
+    before = [str(dim) for dim in source.shape]
+    target: list[int] = []
+    for axis, dim in enumerate(result.shape):
+        if isinstance(dim, int):
+            target.append(dim)
+        else:
+            target.append(0 if axis < len(before) and before[axis] == str(dim) else -1)
+    return target if target.count(-1) <= 1 else None
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Call every node and its values by the path of the module that made it: `/layers.3/attn/q_proj/MatMul`."""
+    seen: Counter[str] = Counter()
+    kept = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
+    for node in model.graph:
+        path = f"{_path(node)}/{node.op_type}"
+        node.name = path if not seen[path] else f"{path}_{seen[path]}"
+        seen[path] += 1
+        for position, value in enumerate(node.outputs):
+            if value.name not in kept:
+                value.name = f"{node.name}:{position}"
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    constants = [value for value in model.graph.initializers.values() if value.const_value is not None]
+    for number, value in enumerate(constants):
+        value.name = f"constant.{number}"
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+
+
+def _path(node: ir.Node) -> str:
+    """Module path of a node; one that a rewrite made has none and takes its first reader's."""
+    reader: ir.Node | None = node
+    while reader is not None and _SCOPES not in reader.metadata_props:
+        reader = next((use.node for value in reader.outputs for use in value.uses()), None)
+    if reader is None:
+        return ""
+    path, previous = "", ""
+    for scope in ast.literal_eval(reader.metadata_props[_SCOPES])[:-1]:
+        if scope and not scope.startswith("_") and (not previous or scope.startswith(f"{previous}.")):
+            path += "/" + scope[len(previous) :].lstrip(".")
+            previous = scope
+    return path
+
+
+def _output_spec(value: ir.Value) -> TensorSpec:
+    if value.shape is None or value.dtype is None or value.name is None:
+        raise ExportError(f"expected a shape and a type for the output {value.name}")
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return TensorSpec(value.name, _dtype_name(value.dtype), shape)
+
+
+def _dtype_name(dtype: ir.DataType) -> DType:
+    names: dict[ir.DataType, Literal["float32", "float16", "int32", "int64"]] = {
+        ir.DataType.FLOAT: "float32",
+        ir.DataType.FLOAT16: "float16",
+        ir.DataType.INT32: "int32",
+        ir.DataType.INT64: "int64",
+    }
+    if dtype not in names:
+        raise ExportError(f"expected one of {sorted(names.values())} at the boundary of a graph, found {dtype}")
+    return names[dtype]

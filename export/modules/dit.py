@@ -1,0 +1,258 @@
+"""Diffusion transformer of Stable Audio (Evans et al. 2024).
+
+In: noisy latents, time and conditioning. Out: the network's raw prediction F(x, t). Module and parameter names are the
+ones of stable-audio-tools checkpoints. Preconditioning, guidance and solvers are the runtime's. Time features, norms,
+rotary angles and softmax are FP32 islands.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from voxedge.export.modules.attention import apply_rotary, attend
+from voxedge.export.modules.basic import LayerNorm, Linear, Stored, parameter
+
+QK_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class DitShape:
+    """Sizes of one diffusion transformer; 0 for a conditioning path that the checkpoint does not have."""
+
+    io_channels: int
+    concat_channels: int
+    width: int
+    depth: int
+    heads: int
+    context_width: int
+    """Channels of the cross-attention tokens as they are given."""
+    project_context: bool
+    cross_kv_heads: int
+    global_width: int
+    project_global: bool
+    prepend_width: int
+    time_features: int
+    adaptive_norm: bool
+    """Time and global conditioning modulate every block (adaLN); otherwise they are one token before the latents."""
+    memory_tokens: int
+    qk_norm: Literal["none", "l2", "ln"]
+    ff_mult: float
+    rotary_dim: int
+    max_positions: int
+    """Latents plus memory, prepended and time tokens."""
+    dtype: torch.dtype
+    """Of the matrix products."""
+
+
+class FourierFeatures(nn.Module):
+    """Cosine and sine of time at learned frequencies, in FP32."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.weight = parameter(features // 2, 1)
+
+    def forward(self, time: Tensor) -> Tensor:
+        angle = (2.0 * math.pi) * torch.matmul(time.unsqueeze(1), self.weight.transpose(0, 1))  # [B, features / 2]
+        return torch.cat([torch.cos(angle), torch.sin(angle)], -1)
+
+
+class Projection(nn.Module):
+    """Linear, SiLU, linear; numbered as the checkpoint's sequence."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, dtype: torch.dtype, *, bias: bool) -> None:
+        super().__init__()
+        self.add_module("0", Linear(inputs, hidden, dtype, bias=bias))
+        self.add_module("2", Linear(hidden, outputs, dtype, bias=bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.get_submodule("0")(x)
+        projected: Tensor = self.get_submodule("2")(hidden * torch.sigmoid(hidden))
+        return projected
+
+
+class ScaledNorm(LayerNorm):
+    """Layer norm whose checkpoint calls its weights gamma and beta."""
+
+    stored: ClassVar = {"weight": Stored("gamma", "same"), "bias": Stored("beta", "same")}
+
+
+class SelfAttention(nn.Module):
+    """Attention of all positions to all, with rotary embedding on the first channels of each head."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        self.heads, self.qk_norm, self.dtype = shape.heads, shape.qk_norm, shape.dtype
+        self.to_qkv = Linear(shape.width, 3 * shape.width, shape.dtype, keep=True)
+        self.to_out = Linear(shape.width, shape.width, shape.dtype)
+        if shape.qk_norm == "ln":
+            self.q_norm = LayerNorm(shape.width // shape.heads, QK_NORM_EPS)
+            self.k_norm = LayerNorm(shape.width // shape.heads, QK_NORM_EPS)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q, k, v = (part.reshape(batch, length, self.heads, -1) for part in self.to_qkv(x).chunk(3, -1))  # [B, S, H, D]
+        if self.qk_norm == "ln":
+            q, k = self.q_norm(q), self.k_norm(k)
+        elif self.qk_norm == "l2":
+            q, k = (nn.functional.normalize(part.float(), dim=-1) for part in (q, k))
+        q, k = (apply_rotary(part, cos, sin).to(self.dtype) for part in (q, k))
+        mixed: Tensor = self.to_out(attend(q, k.transpose(1, 2), v.transpose(1, 2)))
+        return mixed
+
+
+class CrossAttention(nn.Module):
+    """Attention to context tokens; fewer key heads than query heads are allowed."""
+
+    def __init__(self, shape: DitShape, context: int) -> None:
+        super().__init__()
+        self.heads, self.groups = shape.heads, shape.cross_kv_heads
+        self.to_q = Linear(shape.width, shape.width, shape.dtype, keep=True)
+        self.to_kv = Linear(context, 2 * context, shape.dtype, keep=True)
+        self.to_out = Linear(shape.width, shape.width, shape.dtype)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        q = self.to_q(x).reshape(batch, length, self.heads, -1)  # [B, S, H, D]
+        keys = context.shape[1]
+        k, v = (part.reshape(batch, keys, self.groups, -1) for part in self.to_kv(context).chunk(2, -1))  # [B, L, G, D]
+        mixed: Tensor = self.to_out(attend(q, k.transpose(1, 2), v.transpose(1, 2)))
+        return mixed
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: value times SiLU of gate."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        inner = int(shape.width * shape.ff_mult)
+        gate = nn.Module()
+        gate.add_module("proj", Linear(shape.width, 2 * inner, shape.dtype, bias=True, keep=True))
+        self.ff = nn.Module()
+        self.ff.add_module("0", gate)
+        self.ff.add_module("2", Linear(inner, shape.width, shape.dtype, bias=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.get_submodule("ff.0.proj")(x).float().chunk(2, -1)
+        y: Tensor = self.get_submodule("ff.2")(value * (gate * torch.sigmoid(gate)))
+        return y
+
+
+class Block(nn.Module):
+    """One transformer block over an FP32 residual stream."""
+
+    def __init__(self, shape: DitShape, context: int) -> None:
+        super().__init__()
+        self.pre_norm = ScaledNorm(shape.width)
+        self.self_attn = SelfAttention(shape)
+        self.cross_attend_norm = ScaledNorm(shape.width) if context else None
+        self.cross_attn = CrossAttention(shape, context) if context else None
+        self.ff_norm = ScaledNorm(shape.width)
+        self.ff = FeedForward(shape)
+        self.to_scale_shift_gate = parameter(6 * shape.width) if shape.adaptive_norm else None
+
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Tensor | None, modulation: Tensor | None
+    ) -> Tensor:
+        if modulation is None or self.to_scale_shift_gate is None:
+            x = x + self.self_attn(self.pre_norm(x), *rotary)
+            x = self._cross(x, context)
+            return x + self.ff(self.ff_norm(x))  # type: ignore[no-any-return]
+        parts = (self.to_scale_shift_gate + modulation).unsqueeze(1).chunk(6, -1)  # 6 x [B, 1, width]
+        scale, shift, gate, ff_scale, ff_shift, ff_gate = parts
+        x = x + torch.sigmoid(1 - gate) * self.self_attn(self.pre_norm(x) * (1 + scale) + shift, *rotary)
+        x = self._cross(x, context)
+        return x + torch.sigmoid(1 - ff_gate) * self.ff(self.ff_norm(x) * (1 + ff_scale) + ff_shift)  # type: ignore[no-any-return]
+
+    def _cross(self, x: Tensor, context: Tensor | None) -> Tensor:
+        if self.cross_attn is None or self.cross_attend_norm is None:
+            return x
+        return x + self.cross_attn(self.cross_attend_norm(x), context)  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """The blocks with their projections, memory tokens and rotary tables."""
+
+    def __init__(self, shape: DitShape, context: int) -> None:
+        super().__init__()
+        width = shape.width
+        self.memory_tokens = parameter(shape.memory_tokens, width) if shape.memory_tokens else None
+        self.project_in = Linear(shape.io_channels + shape.concat_channels, width, shape.dtype)
+        self.project_out = Linear(width, shape.io_channels, shape.dtype)
+        self.layers = nn.ModuleList(Block(shape, context) for _ in range(shape.depth))
+        if shape.adaptive_norm:
+            self.global_cond_embedder = Projection(width, width, 6 * width, torch.float32, bias=True)
+        self.rotary = nn.Module()
+        self.rotary.register_parameter("cos", parameter(shape.max_positions, shape.rotary_dim // 2))
+        self.rotary.register_parameter("sin", parameter(shape.max_positions, shape.rotary_dim // 2))
+
+    def forward(self, x: Tensor, before: list[Tensor], context: Tensor | None, modulation: Tensor | None) -> Tensor:
+        """Run the blocks over latents [B, T, C] with tokens [B, n, width] before them; gives [B, T, io_channels]."""
+        latents = x.shape[1]
+        x = self.project_in(x)
+        if self.memory_tokens is not None:
+            before = [self.memory_tokens.unsqueeze(0).expand(x.shape[0], -1, -1), *before]
+        x = torch.cat([*before, x], 1)  # [B, S, width]
+        positions = torch.arange(x.shape[1])
+        tables = (self.rotary.get_parameter("cos"), self.rotary.get_parameter("sin"))
+        rotary = (nn.functional.embedding(positions, tables[0]), nn.functional.embedding(positions, tables[1]))
+        for layer in self.layers:
+            x = layer(x, rotary, context, modulation)
+        extra = sum(tokens.shape[1] for tokens in before)
+        y: Tensor = self.project_out(x[:, extra : extra + latents])
+        return y
+
+
+class DiffusionTransformer(nn.Module):
+    """The whole network F(x, t)."""
+
+    def __init__(self, shape: DitShape) -> None:
+        super().__init__()
+        self.shape = shape
+        channels = shape.io_channels + shape.concat_channels
+        context = shape.width if shape.project_context and shape.context_width else shape.context_width
+        self.timestep_features = FourierFeatures(shape.time_features)
+        self.to_timestep_embed = Projection(shape.time_features, shape.width, shape.width, torch.float32, bias=True)
+        if shape.context_width:
+            self.to_cond_embed = Projection(shape.context_width, context, context, shape.dtype, bias=False)
+        if shape.global_width:
+            inner = shape.width if shape.project_global else shape.global_width
+            self.to_global_embed = Projection(shape.global_width, inner, inner, shape.dtype, bias=False)
+        if shape.prepend_width:
+            self.to_prepend_embed = Projection(shape.prepend_width, shape.width, shape.width, shape.dtype, bias=False)
+        self.preprocess_conv = Linear(channels, channels, shape.dtype)
+        self.postprocess_conv = Linear(shape.io_channels, shape.io_channels, shape.dtype)
+        self.transformer = Transformer(shape, context)
+
+    def forward(self, latents: Tensor, time: Tensor, conditioning: list[Tensor]) -> Tensor:
+        """Predict from noisy latents.
+
+        Args:
+            latents: [B, io_channels, T] FP32, already scaled by c_in.
+            time: [B] FP32, the number that the Fourier features take.
+            conditioning: Those of concat [B, C, T] (at the rate of the latents), context [B, L, C], global [B, C] and
+                prepend [B, L, C] that the shape has, in this order, FP32.
+
+        Returns:
+            [B, io_channels, T] FP32.
+        """
+        shape, given = self.shape, iter(conditioning)
+        if shape.concat_channels:
+            latents = torch.cat([latents, next(given)], 1)
+        context = self.to_cond_embed(next(given)) if shape.context_width else None
+        condition = self.to_timestep_embed(self.timestep_features(time))  # [B, width]
+        if shape.global_width:
+            condition = condition + self.to_global_embed(next(given))
+        before = [self.to_prepend_embed(next(given))] if shape.prepend_width else []
+        modulation = self.transformer.global_cond_embedder(condition) if shape.adaptive_norm else None
+        if not shape.adaptive_norm:
+            before.append(condition.unsqueeze(1))
+        x = latents.transpose(1, 2)  # [B, T, C]
+        x = self.preprocess_conv(x) + x
+        y = self.transformer(x, before, context, modulation)
+        y = self.postprocess_conv(y) + y
+        return y.transpose(1, 2)  # [B, io_channels, T]
