@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from voxedge.engines import files, folders
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import BundleError, ConfigError, ExportError, InputError, MissingResourceError

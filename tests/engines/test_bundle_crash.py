@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_bundle import GRAPH, siblings, write
+
 from voxedge.engines import folders
 from voxedge.engines.bundle import Bundle
 
