@@ -1,0 +1,179 @@
+"""`voxedge bench`: how fast a voice is here, measured always the same way.
+
+In: a bundle (or the built-in voice) and a text. Out: real-time factor, time to first audio, tokens per second and peak
+memory, cold and warm apart, with the formulas and the device beside them. Compares nothing with anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxedge.engines.files import format_bytes
+from voxedge.runtime.cli.common import Verbs, version, whole
+from voxedge.runtime.cli.console import Console, table
+from voxedge.runtime.cli.synthesis import add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
+
+if TYPE_CHECKING:
+    from voxedge.runtime.synthesizer import Synthesizer
+
+TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun."
+FORMULAS = {
+    "rtf": "wall seconds / audio seconds; lower is better",
+    "first_audio_s": "seconds from the call to the first samples",
+    "tokens_per_s": "tokens of the language model / wall seconds",
+    "p50, p95": "percentiles over the warm runs, linear between ranks",
+    "peak_memory_bytes": "largest resident set of this process",
+}
+
+
+_COLUMNS = {"rtf": "RTF", "first_audio_s": "first audio, s", "wall_s": "wall, s", "tokens_per_s": "tokens/s"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One spoken text."""
+
+    wall_s: float
+    """From the call to the last sample."""
+    first_audio_s: float
+    """From the call to the first samples."""
+    audio_s: float
+    """Length of what was spoken."""
+    tokens: int
+    """Drawn from the language model."""
+
+    @property
+    def rtf(self) -> float:
+        """Wall seconds / audio seconds."""
+        return self.wall_s / self.audio_s
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens of the language model / wall seconds."""
+        return self.tokens / self.wall_s
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser("bench", help="measure speed and memory")
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="without one: the built-in voice")
+    parser.add_argument("-t", "--text", default=TEXT, help="what to speak")
+    parser.add_argument("--warmup", type=whole(0), default=1, metavar="N", help="runs that do not count")
+    parser.add_argument("--runs", type=whole(1), default=5, metavar="N", help="runs that count")
+    add_voice_flags(parser)
+    add_engine_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Measure and show."""
+    from voxedge.runtime.noise import fresh_seed
+
+    seed = fresh_seed() if arguments.seed is None else arguments.seed
+    started = time.perf_counter()
+    with open_synthesizer(arguments.bundle, arguments, console) as synthesizer:
+        load_s = time.perf_counter() - started
+        runs = []
+        with console.progress() as progress:
+            total = 1 + arguments.warmup + arguments.runs
+            for index in range(total):
+                runs.append(measure(synthesizer, arguments, seed))
+                progress("runs", index + 1, total)
+        cold, warm = runs[0], runs[1 + arguments.warmup :]
+        data: dict[str, Any] = {
+            "device": device_line(synthesizer.backend, arguments.threads),
+            "bundle": str(synthesizer.bundle.root),
+            "note": synthesizer.bundle.manifest.note,
+            "text": arguments.text,
+            "seed": seed,
+            "load_s": load_s,
+            "audio_s": cold.audio_s,
+            "cold": describe(cold),
+            "warm": {name: summary([describe(each)[name] for each in warm]) for name in _COLUMNS},
+            "runs": len(warm),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "formulas": FORMULAS,
+        }
+    console.result(data, text_of(data))
+    return 0
+
+
+def measure(synthesizer: Synthesizer, arguments: argparse.Namespace, seed: int) -> Run:
+    """Speak once."""
+    config = synthesis_config(synthesizer, arguments)
+    audio = synthesizer.synthesize(arguments.text, description=arguments.description, seed=seed, config=config)
+    timing = audio.timing
+    return Run(timing.wall_s, timing.first_audio_s, timing.audio_s, timing.tokens)
+
+
+def describe(run: Run) -> dict[str, float]:
+    """A run as a flat record."""
+    return {**asdict(run), "rtf": run.rtf, "tokens_per_s": run.tokens_per_s}
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Median and 95th percentile.
+
+    Example:
+        >>> summary([1.0, 2.0, 3.0, 4.0, 5.0])
+        {'p50': 3.0, 'p95': 4.8}
+    """
+    return {"p50": round(percentile(values, 0.50), 6), "p95": round(percentile(values, 0.95), 6)}
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The value below which a fraction of the sorted values lies; linear between neighbours."""
+    ranked = sorted(values)
+    place = fraction * (len(ranked) - 1)
+    low = int(place)
+    high = min(low + 1, len(ranked) - 1)
+    return ranked[low] + (ranked[high] - ranked[low]) * (place - low)
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def device_line(backend: str, threads: int | None) -> str:
+    """Without it a figure cannot be compared: processor, backend, threads, versions."""
+    return (
+        f"{processor_name()}, backend {backend}, {'all' if threads is None else threads} threads, "
+        f"voxedge {version()}, Python {platform.python_version()}"
+    )
+
+
+def processor_name() -> str:
+    """Model of the CPU as Linux names it, or its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else platform.machine()
+
+
+def text_of(data: dict[str, Any]) -> str:
+    """The report for people."""
+    cold, warm = data["cold"], data["warm"]
+    rows = [
+        (title, f"{cold[name]:.3f}", f"{warm[name]['p50']:.3f}", f"{warm[name]['p95']:.3f}")
+        for name, title in _COLUMNS.items()
+    ]
+    lines = [
+        data["device"],
+        f"{data['audio_s']:.2f} s of audio, loaded in {data['load_s']:.2f} s, "
+        f"peak memory {format_bytes(data['peak_memory_bytes'])}",
+        "",
+        table(rows, ("", "cold", f"warm p50 of {data['runs']}", "warm p95")),
+        "",
+        *(f"{name}: {formula}" for name, formula in FORMULAS.items()),
+    ]
+    return "\n".join(lines)

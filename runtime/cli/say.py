@@ -1,0 +1,119 @@
+"""`voxedge say`: speak a text into a file, or as raw samples into a pipe.
+
+In: a text, and a bundle unless the built-in voice will do. Out: a wav, flac or ogg file, or 16-bit PCM on stdout as it
+is made; figures on stderr (on stdout with --json). A run that fails leaves no file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from voxedge.engines.errors import BundleError, InputError, MissingResourceError
+from voxedge.engines.files import read_json
+from voxedge.runtime.cli.common import UsageError, Verbs, whole
+from voxedge.runtime.cli.console import Console
+from voxedge.runtime.cli.synthesis import CUT, add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
+from voxedge.runtime.cli.text import bundle_and_text
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
+RAW = "-"
+_MAX_TOKENS_BYTES = 16 << 20
+_EXAMPLE = 'voxedge say "Hello there." -f hello.wav'
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser("say", help="speak a text", epilog=f"Example: {_EXAMPLE}")
+    parser.words = "words"
+    parser.add_argument("words", nargs="*", metavar="[BUNDLE] TEXT", help="without a bundle: the built-in voice")
+    parser.add_argument("--bundle", type=Path, metavar="DIR")
+    parser.add_argument("-t", "--text", metavar="TEXT")
+    parser.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8")
+    parser.add_argument("--stdin", action="store_true", help="read the text from a pipe; so does giving no text")
+    parser.add_argument("-f", "--file", required=True, metavar="FILE", help=".wav, .flac, .ogg; - for raw s16le")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--rate", type=whole(1000), metavar="HZ", help="resample the output")
+    parser.add_argument("--stream", action="store_true", help="tell about every piece of audio as it is made")
+    parser.add_argument("--speech-tokens", type=Path, metavar="FILE", help="speech prompt: a JSON list of token ids")
+    add_voice_flags(parser)
+    add_engine_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Speak."""
+    from voxedge.runtime.cli import speak  # it loads numpy and libsndfile: not for `--help`
+    from voxedge.runtime.noise import fresh_seed
+
+    if arguments.file == RAW and console.options.as_json:
+        raise UsageError("expected --json or -f -, found both, and both write to stdout; name a file")
+    if arguments.file != RAW:
+        check_output(Path(arguments.file), arguments.force)
+    bundle, text = bundle_and_text(arguments)
+    prompt = () if arguments.speech_tokens is None else read_tokens(arguments.speech_tokens)
+    started = time.perf_counter()
+    with open_synthesizer(bundle, arguments, console) as synthesizer:
+        load_s = time.perf_counter() - started
+        seed = fresh_seed() if arguments.seed is None else arguments.seed
+        config = synthesis_config(synthesizer, arguments)
+        request = speak.Request(text, arguments.description, seed, config, prompt)
+        if arguments.file == RAW:
+            speak.speak_raw(synthesizer, request, arguments.rate, console)
+            return 0
+        audio = speak.speak(synthesizer, request, console) if arguments.stream else request.audio(synthesizer)
+        audio = speak.resampled(audio, arguments.rate)
+        audio.save(Path(arguments.file), overwrite=arguments.force)
+        _show({"file": arguments.file, **speak.figures(audio, synthesizer), "load_s": load_s}, console)
+    return 0
+
+
+def check_output(path: Path, force: bool) -> None:
+    """Find out before a long run that its result could not be written.
+
+    Raises:
+        UsageError: The file's kind is unknown.
+        MissingResourceError: Its folder does not exist.
+        InputError: It exists and may not be overwritten, or is a folder.
+    """
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        raise UsageError(f"expected a file name that ends in {', '.join(AUDIO_SUFFIXES)}, or - , found {str(path)!r}")
+    if not path.parent.is_dir():
+        raise MissingResourceError(f"expected the folder {path.parent} for {path.name}, found nothing; make it first")
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"{path} exists; choose another name or add --force")
+
+
+def read_tokens(path: Path) -> tuple[int, ...]:
+    """Speech tokens from a JSON list.
+
+    Raises:
+        MissingResourceError: There is no such file.
+        InputError: It is not a list of whole numbers that are 0 or more.
+    """
+    if not path.exists():
+        raise MissingResourceError(f"no such file of speech tokens: {path}")
+    try:
+        data = read_json(path, _MAX_TOKENS_BYTES)
+    except BundleError as error:  # the same checks hold, but this is no bundle
+        raise InputError(str(error)) from error
+    if not isinstance(data, list) or not all(type(token) is int and token >= 0 for token in data):
+        raise InputError(f"{path}: expected a JSON list of token ids such as [12, 7, 80]")
+    return tuple(data)
+
+
+def _show(report: dict[str, Any], console: Console) -> None:
+    """Figures for people on stderr, or the object on stdout."""
+    if report["finish_reason"] == "length":
+        console.warn(CUT)
+    if console.options.as_json:
+        console.result(report, "")
+        return
+    console.note(
+        f"{report['file']}: {report['seconds']:.2f} s, seed {report['seed']}, finish reason {report['finish_reason']}\n"
+        f"RTF {report['rtf']:.3f} (wall {report['wall_s']:.2f} s / audio {report['seconds']:.2f} s, lower is better), "
+        f"first audio after {report['first_audio_s']:.2f} s, loaded in {report['load_s']:.2f} s, "
+        f"backend {report['backend']}"
+    )

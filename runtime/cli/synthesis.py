@@ -1,0 +1,79 @@
+"""The flags that `say` and `bench` share, and what they mean to the runtime.
+
+In: parsed arguments. Out: a `Synthesizer` and a `SynthesisConfig` in which a flag that was not given keeps the bundle's
+own value. Does not speak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxedge.runtime.cli.common import UsageError, number, whole
+from voxedge.runtime.cli.console import Console
+
+if TYPE_CHECKING:
+    from voxedge.runtime.synthesizer import SynthesisConfig, Synthesizer
+
+BACKENDS = ("auto", "cpu", "cuda", "tensorrt", "tensorrt_rtx")
+CUT = "the speech was cut at its longest length; raise --max-tokens or split the text"
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "max_tokens")
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """Add where and how the graphs run."""
+    group = parser.add_argument_group("where it runs")
+    group.add_argument("--backend", choices=BACKENDS, default="auto", help="only auto may fall back, and it says so")
+    group.add_argument("--memory", choices=("auto", "resident", "staged"), default="auto", help="staged: one at a time")
+    group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads")
+
+
+def add_voice_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what shapes the speech."""
+    group = parser.add_argument_group("how it sounds (the bundle's own values unless given)")
+    group.add_argument("--description", default="", metavar="TEXT", help="of the voice, where the system takes one")
+    group.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same audio")
+    group.add_argument("--steps", type=whole(1), metavar="N", help="solver steps")
+    group.add_argument("--cfg", type=number(0.0, 100.0), metavar="X", help="classifier-free guidance scale")
+    group.add_argument("--solver", metavar="NAME", help="of the diffusion decoder")
+    group.add_argument("--temperature", type=number(0.0, 100.0), metavar="X")
+    group.add_argument("--top-k", type=whole(0), metavar="N", help="0: all")
+    group.add_argument("--top-p", type=number(0.0, 1.0), metavar="X", help="1: all")
+    group.add_argument("--repetition-penalty", type=number(0.0, 100.0), metavar="X", help="1: none")
+    group.add_argument("--min-tokens", type=whole(0), metavar="N")
+    group.add_argument("--max-tokens", type=whole(1), metavar="N")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token; temperature 0")
+
+
+def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console: Console) -> Synthesizer:
+    """Load the voice, and pass on what its manifest has to say to people."""
+    from voxedge.runtime.synthesizer import Synthesizer
+
+    synthesizer = Synthesizer.from_pretrained(
+        bundle, backend=arguments.backend, memory=arguments.memory, threads=arguments.threads
+    )
+    if synthesizer.bundle.manifest.note:
+        console.warn(synthesizer.bundle.manifest.note)
+    return synthesizer
+
+
+def synthesis_config(synthesizer: Synthesizer, arguments: argparse.Namespace) -> SynthesisConfig:
+    """The bundle's configuration with the flags that were given.
+
+    Raises:
+        UsageError: --greedy and --temperature contradict each other.
+        ConfigError: A value is out of its range.
+    """
+    if arguments.greedy and arguments.temperature:
+        raise UsageError("expected --greedy or --temperature, found both; --greedy is temperature 0")
+    base = synthesizer.default_config
+    given = {name: getattr(arguments, name) for name in _SAMPLING if getattr(arguments, name) is not None}
+    if arguments.greedy:
+        given["temperature"] = 0.0
+    changes: dict[str, Any] = {"sampling": dataclasses.replace(base.sampling, **given)}
+    for field, flag in (("steps", "steps"), ("cfg_scale", "cfg"), ("solver", "solver")):
+        if getattr(arguments, flag) is not None:
+            changes[field] = getattr(arguments, flag)
+    return dataclasses.replace(base, **changes)
