@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
 from voxedge.engines.errors import CheckpointError, MissingResourceError
 
 Bytes = npt.NDArray[np.uint8]
@@ -73,3 +74,23 @@ class SourceFile:
                 raise CheckpointError(f"{self.path}: ended at byte {offset + done}; it was cut off while being read")
             done += got
         return buffer
+
+
+def path_inside(folder: Path, relative: str, root: Path, where: str) -> Path:
+    """A path that a configuration gives, relative to its folder and inside a root.
+
+    The comparison is by name, so links that a download tool makes inside the folder work.
+
+    Raises:
+        CheckpointError: the path is absolute or leaves the root.
+    """
+    target = Path(os.path.normpath(folder.absolute() / relative))
+    plain = relative and not set(relative) & {"\\", "\0"} and not Path(relative).is_absolute()
+    if not plain or not target.is_relative_to(Path(os.path.normpath(root.absolute()))):
+        raise CheckpointError(f"{where}: expected a relative path inside {root}, found {relative!r}")
+    return target
+
+
+def sibling_root(folder: Path) -> Path:
+    """The folder above a checkpoint, by name."""
+    return Path(os.path.normpath(folder.absolute())).parent

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.config_file import load_json, parse_json
 from voxedge.export.checkpoint.file_access import Bytes, SourceFile
@@ -70,14 +71,13 @@ class FileTensor:
 
 def decode(data: Bytes, dtype: str) -> Array:
     """Little-endian bytes as a flat array in native order; bfloat16 as float32, exactly."""
-    if dtype == "bfloat16":
-        wide: Array = data.view("<u2").astype(np.uint32) << 16
-        exact: Array = wide.view(np.float32)
-        return exact
     if dtype == "bool":
-        return data != 0
-    array: Array = data.view(np.dtype(dtype).newbyteorder("<"))
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+        return data.astype(np.bool_)
+    if dtype == "bfloat16":
+        bits = np.left_shift(data.view("<u2").astype(np.uint32), np.uint32(16))
+        return bits.view(np.float32)
+    stored: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
+    return data.view(stored).astype(np.dtype(dtype), copy=False)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -1,7 +1,7 @@
 """Tensors that are read block by block, and the two ways to read one: block by checked block, or whole.
 
-In: any `LazyTensor` (of a file, `InMemory`, or a wrapper of `transforms`). Out: blocks or arrays. One block is in memory
-at a time, unless `materialise` is called. Does not know: file formats, names of models, graphs.
+In: any `LazyTensor` (of a file, `InMemory`, or a wrapper of `transforms`). Out: blocks or arrays. One block is in
+memory at a time, unless `materialise` is called. Does not know: file formats, names of models, graphs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
 from voxedge.engines.errors import CheckpointError
 
 Array = npt.NDArray[Any]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.tensors import Array, Block, LazyTensor, RowReadable, materialise
 
