@@ -67,7 +67,10 @@ class Buffer:
 
 
 class Binding(Protocol):
-    """The tensors of one call, bound by name; kept between calls, so that a step of a loop binds nothing."""
+    """The tensors of one call, bound by name; kept between calls, so that a step of a loop binds nothing.
+
+    A buffer of the host may be bound to any input or output: ids, lengths and logits are; the backend stages it.
+    """
 
     def bind(self, name: str, buffer: Buffer) -> None:
         """Use `buffer` for the input or output `name` from now on."""

@@ -19,7 +19,7 @@ from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
 from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
-from voxedge.export.modules.decoder_lm import DecoderLm, DecoderShape
+from voxedge.export.modules.decoder_lm import DecoderForm, DecoderLm
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,61 +41,56 @@ class DecoderOptions:
 def decoder_plan(name: str, model: LanguageModel, options: DecoderOptions, config: ExportConfig) -> GraphPlan:
     """Plan the graphs of one decoder."""
     context = min(config.max_context, model.config.max_positions)
-    shape = _shape(model.config, options, config, context)
-    return GraphPlan(
-        name=name,
-        precision=config.precision,
-        trace={flavour: _Tracer(shape, flavour) for flavour in options.flavours},
-        tensors=_tensors(model, options, context),
-        profiles={flavour: _profiles(flavour, context, config.max_prefill) for flavour in options.flavours},
-    )
-
-
-def _shape(model: QwenConfig, options: DecoderOptions, config: ExportConfig, context: int) -> DecoderShape:
-    return DecoderShape(
-        hidden_size=model.hidden_size,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate_size=model.intermediate_size,
-        rms_norm_eps=model.rms_norm_eps,
-        vocabulary=model.vocab_size,
+    flavours = tuple(flavour for flavour in options.flavours if flavour == "portable" or _fits_ort(model.config))
+    form = DecoderForm(
         head_rows=options.head.shape[0],
         max_context=context,
         dtype=getattr(torch, DTYPES[config.precision]),
         logits=options.logits,
         probes=options.probes,
     )
+    return GraphPlan(
+        name=name,
+        precision=config.precision,
+        trace={flavour: _Tracer(model.config, form, flavour) for flavour in flavours},
+        tensors=_tensors(model, options, context),
+        profiles={flavour: _profiles(flavour, context, config.max_prefill) for flavour in flavours},
+    )
+
+
+def _fits_ort(model: QwenConfig) -> bool:
+    """Whether GroupQueryAttention takes the heads: it refuses widths that are no multiple of 16."""
+    return model.head_dim % 16 == 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Tracer:
-    shape: DecoderShape
+    config: QwenConfig
+    form: DecoderForm
     flavour: Flavour
 
     def __call__(self) -> Traced:
         arguments = (TensorSpec("ids", "int32", ("batch", "new")), self._positions(), self._caches())
         kept = "present" if self.flavour == "ort" else "new"
-        outputs = ["logits", *self.shape.probes, *(f"{kept}.{leaf}" for leaf in self._leaves())]
-        return trace(lambda: DecoderLm(self.shape, self.flavour), arguments, outputs)
+        outputs = ["logits", *self.form.probes, *(f"{kept}.{leaf}" for leaf in self._leaves())]
+        return trace(lambda: DecoderLm(self.config, self.form, self.flavour), arguments, outputs)
 
     def _positions(self) -> list[TensorSpec]:
-        specs = [TensorSpec("logits_at", "int32", ("batch",))] if self.shape.logits == "one" else []
+        specs = [TensorSpec("logits_at", "int32", ("batch",))] if self.form.logits == "one" else []
         if self.flavour == "ort":
             specs += [TensorSpec("lengths", "int32", ("batch",)), TensorSpec("total", "int32", (1,))]
         return specs
 
     def _caches(self) -> list[TensorSpec]:
-        groups, dim = self.shape.kv_heads, self.shape.head_dim
+        groups, dim = self.config.kv_heads, self.config.head_dim
         rows: tuple[int | str, ...] = ("past", "batch", groups, dim)
         if self.flavour == "ort":
             rows = ("batch", groups, "capacity", dim)
-        dtype: Literal["float16", "float32"] = "float16" if self.shape.dtype == torch.float16 else "float32"
+        dtype: Literal["float16", "float32"] = "float16" if self.form.dtype == torch.float16 else "float32"
         return [TensorSpec(f"past.{leaf}", dtype, rows) for leaf in self._leaves()]
 
     def _leaves(self) -> list[str]:
-        return [f"{layer}.{leaf}" for layer in range(self.shape.layers) for leaf in ("key", "value")]
+        return [f"{layer}.{leaf}" for layer in range(self.config.layers) for leaf in ("key", "value")]
 
 
 def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Mapping[str, LazyTensor]:

@@ -210,6 +210,7 @@ def _constant_reshapes(model: ir.Model) -> None:
         constant = ir.node("Constant", [], {"value": ir.tensor(target, dtype=ir.DataType.INT64)})
         model.graph.insert_before(node, constant)
         node.replace_input_with(1, constant.outputs[0])
+        node.attributes.pop("allowzero", None)
 
 
 def _constant_target(node: ir.Node) -> list[int] | None:

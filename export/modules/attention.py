@@ -11,7 +11,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from voxedge.export.modules.basic import parameter
 
 MASKED = -1e9
 """Added to a masked score: exp of it is exactly 0, and unlike -inf it cannot give NaN."""
@@ -33,6 +35,19 @@ def rotary_tables(dim: int, length: int, theta: float) -> tuple[npt.NDArray[np.f
     inverse = theta ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)  # [dim / 2]
     angles = np.arange(length, dtype=np.float64)[:, None] * inverse  # [length, dim / 2]
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+class RotaryTables(nn.Module):
+    """Cosines and sines [length, dim / 2] as weights of a graph, read by position; see `rotary_tables`."""
+
+    def __init__(self, length: int, dim: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.cos = parameter(length, dim // 2, dtype=dtype)
+        self.sin = parameter(length, dim // 2, dtype=dtype)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [S, dim / 2] at positions [S]."""
+        return nn.functional.embedding(positions, self.cos), nn.functional.embedding(positions, self.sin)
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

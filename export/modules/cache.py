@@ -10,9 +10,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
-from voxedge.export.modules.attention import apply_rotary, attend, causal_mask
+from voxedge.export.modules.attention import RotaryTables, apply_rotary, attend, causal_mask
 
 
 class History(Protocol):
@@ -42,11 +41,11 @@ class PortableHistory:
     free and the graph never copies its history out.
     """
 
-    def __init__(self, past: list[Tensor], new: int, repeat: int, cos: Tensor, sin: Tensor) -> None:
+    def __init__(self, past: list[Tensor], new: int, repeat: int, rotary: RotaryTables) -> None:
         self.past = past
         self.kept: list[Tensor] = []
         positions, self.mask = causal_mask(past[0].shape[0], new, repeat)  # [S], [H / G * S, P + S]
-        self.cos, self.sin = embedding(positions, cos), embedding(positions, sin)  # [S, D / 2]
+        self.cos, self.sin = rotary(positions)  # [S, D / 2]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (apply_rotary(x, self.cos, self.sin).to(v.dtype) for x in (q, k))

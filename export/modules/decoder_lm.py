@@ -14,23 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from voxedge.engines.manifest import Flavour
-from voxedge.export.modules.basic import Embedding, Linear, RMSNorm, parameter
+from voxedge.export.checkpoint.qwen3 import QwenConfig
+from voxedge.export.modules.attention import RotaryTables
+from voxedge.export.modules.basic import Embedding, Linear, RMSNorm
 from voxedge.export.modules.cache import History, OrtHistory, PortableHistory
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderShape:
-    """Sizes of one decoder; everything comes from the checkpoint but the last three."""
+class DecoderForm:
+    """What a graph of a decoder is like beyond its checkpoint."""
 
-    hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rms_norm_eps: float
-    vocabulary: int
-    """Rows of the embedding."""
     head_rows: int
     """Columns of the logits: only what can be sampled."""
     max_context: int
@@ -60,16 +53,16 @@ class FusedRMSNorm(RMSNorm):
 class Attention(nn.Module):
     """Grouped-query attention with normed queries and keys."""
 
-    def __init__(self, shape: DecoderShape, norm: type[RMSNorm]) -> None:
+    def __init__(self, config: QwenConfig, dtype: torch.dtype, norm: type[RMSNorm]) -> None:
         super().__init__()
-        width, heads, groups, dim = shape.hidden_size, shape.heads, shape.kv_heads, shape.head_dim
-        self.dim, self.dtype = dim, shape.dtype
-        self.q_proj = Linear(width, heads * dim, shape.dtype, keep=True)
-        self.k_proj = Linear(width, groups * dim, shape.dtype, keep=True)
-        self.v_proj = Linear(width, groups * dim, shape.dtype, keep=True)
-        self.o_proj = Linear(heads * dim, width, shape.dtype)
-        self.q_norm = norm(dim, shape.rms_norm_eps)
-        self.k_norm = norm(dim, shape.rms_norm_eps)
+        width, heads, groups, dim = config.hidden_size, config.heads, config.kv_heads, config.head_dim
+        self.dim, self.dtype = dim, dtype
+        self.q_proj = Linear(width, heads * dim, dtype, keep=True)
+        self.k_proj = Linear(width, groups * dim, dtype, keep=True)
+        self.v_proj = Linear(width, groups * dim, dtype, keep=True)
+        self.o_proj = Linear(heads * dim, width, dtype)
+        self.q_norm = norm(dim, config.rms_norm_eps)
+        self.k_norm = norm(dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, layer: int, history: History) -> Tensor:
         batch, new, _ = x.shape
@@ -84,11 +77,11 @@ class Attention(nn.Module):
 class GatedMlp(nn.Module):
     """SwiGLU feed-forward (Shazeer 2020)."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, config: QwenConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = Linear(shape.hidden_size, shape.intermediate_size, shape.dtype, keep=True)
-        self.up_proj = Linear(shape.hidden_size, shape.intermediate_size, shape.dtype, keep=True)
-        self.down_proj = Linear(shape.intermediate_size, shape.hidden_size, shape.dtype)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype, keep=True)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype, keep=True)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.gate_proj.weight.dtype)
@@ -100,12 +93,12 @@ class GatedMlp(nn.Module):
 class Layer(nn.Module):
     """Pre-norm attention and feed-forward over an FP32 residual stream."""
 
-    def __init__(self, shape: DecoderShape, norm: type[RMSNorm]) -> None:
+    def __init__(self, config: QwenConfig, dtype: torch.dtype, norm: type[RMSNorm]) -> None:
         super().__init__()
-        self.input_layernorm = norm(shape.hidden_size, shape.rms_norm_eps)
-        self.attn = Attention(shape, norm)
-        self.post_attention_layernorm = norm(shape.hidden_size, shape.rms_norm_eps)
-        self.mlp = GatedMlp(shape)
+        self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
+        self.attn = Attention(config, dtype, norm)
+        self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMlp(config, dtype)
 
     def forward(self, x: Tensor, layer: int, history: History) -> Tensor:
         x = x + self.attn(self.input_layernorm(x), layer, history)
@@ -113,29 +106,21 @@ class Layer(nn.Module):
         return residual
 
 
-class Rotary(nn.Module):
-    """Tables of the rotary embedding [max_context, D / 2]."""
-
-    def __init__(self, shape: DecoderShape, flavour: Flavour) -> None:
-        super().__init__()
-        # GroupQueryAttention wants its tables in the dtype of the queries.
-        dtype = shape.dtype if flavour == "ort" else torch.float32
-        self.cos = parameter(shape.max_context, shape.head_dim // 2, dtype=dtype)
-        self.sin = parameter(shape.max_context, shape.head_dim // 2, dtype=dtype)
-
-
 class DecoderLm(nn.Module):
     """The whole decoder."""
 
-    def __init__(self, shape: DecoderShape, flavour: Flavour) -> None:
+    def __init__(self, config: QwenConfig, form: DecoderForm, flavour: Flavour) -> None:
         super().__init__()
         norm = FusedRMSNorm if flavour == "ort" else RMSNorm
-        self.shape, self.flavour = shape, flavour
-        self.embed = Embedding(shape.vocabulary, shape.hidden_size, shape.dtype)
-        self.layers = nn.ModuleList(Layer(shape, norm) for _ in range(shape.layers))
-        self.norm = norm(shape.hidden_size, shape.rms_norm_eps)
-        self.head = Linear(shape.hidden_size, shape.head_rows, shape.dtype)
-        self.rotary = Rotary(shape, flavour)
+        self.form, self.flavour = form, flavour
+        self.repeat = config.heads // config.kv_heads
+        self.embed = Embedding(config.vocab_size, config.hidden_size, form.dtype)
+        self.layers = nn.ModuleList(Layer(config, form.dtype, norm) for _ in range(config.layers))
+        self.norm = norm(config.hidden_size, config.rms_norm_eps)
+        self.head = Linear(config.hidden_size, form.head_rows, form.dtype)
+        # GroupQueryAttention wants its tables in the dtype of the queries.
+        table = form.dtype if flavour == "ort" else torch.float32
+        self.rotary = RotaryTables(form.max_context, config.head_dim, table)
 
     def forward(self, ids: Tensor, positions: list[Tensor], past: list[Tensor]) -> list[Tensor]:
         """Run new tokens over a history.
@@ -154,8 +139,8 @@ class DecoderLm(nn.Module):
         for number, layer in enumerate(self.layers):
             x = layer(x, number, history)
         hidden = self.norm(x)
-        probes = [{"prenorm": x, "hidden": hidden}[name] for name in self.shape.probes]
-        if self.shape.logits == "one":
+        probes = [{"prenorm": x, "hidden": hidden}[name] for name in self.form.probes]
+        if self.form.logits == "one":
             rows = positions[0].to(torch.int64).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])  # [B, 1, d]
             hidden = torch.gather(hidden, 1, rows).squeeze(1)  # [B, d]
         return [self.head(hidden), *probes, *history.kept]
@@ -164,4 +149,4 @@ class DecoderLm(nn.Module):
         if self.flavour == "ort":
             lengths, total = positions[-2:]
             return OrtHistory(past, lengths, total, self.rotary.cos, self.rotary.sin)
-        return PortableHistory(past, new, self.shape.heads // self.shape.kv_heads, self.rotary.cos, self.rotary.sin)
+        return PortableHistory(past, new, self.repeat, self.rotary)

@@ -8,45 +8,16 @@ rotary angles and softmax are FP32 islands.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from voxedge.export.modules.attention import apply_rotary, attend
+from voxedge.export.checkpoint.dit import DitConfig
+from voxedge.export.modules.attention import RotaryTables, apply_rotary, attend
 from voxedge.export.modules.basic import LayerNorm, Linear, Stored, parameter
 
 QK_NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class DitShape:
-    """Sizes of one diffusion transformer; 0 for a conditioning path that the checkpoint does not have."""
-
-    io_channels: int
-    concat_channels: int
-    width: int
-    depth: int
-    heads: int
-    context_width: int
-    """Channels of the cross-attention tokens as they are given."""
-    project_context: bool
-    cross_kv_heads: int
-    global_width: int
-    project_global: bool
-    prepend_width: int
-    time_features: int
-    adaptive_norm: bool
-    """Time and global conditioning modulate every block (adaLN); otherwise they are one token before the latents."""
-    memory_tokens: int
-    qk_norm: Literal["none", "l2", "ln"]
-    ff_mult: float
-    rotary_dim: int
-    max_positions: int
-    """Latents plus memory, prepended and time tokens."""
-    dtype: torch.dtype
-    """Of the matrix products."""
 
 
 class FourierFeatures(nn.Module):
@@ -84,14 +55,14 @@ class ScaledNorm(LayerNorm):
 class SelfAttention(nn.Module):
     """Attention of all positions to all, with rotary embedding on the first channels of each head."""
 
-    def __init__(self, shape: DitShape) -> None:
+    def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.qk_norm, self.dtype = shape.heads, shape.qk_norm, shape.dtype
-        self.to_qkv = Linear(shape.width, 3 * shape.width, shape.dtype, keep=True)
-        self.to_out = Linear(shape.width, shape.width, shape.dtype)
-        if shape.qk_norm == "ln":
-            self.q_norm = LayerNorm(shape.width // shape.heads, QK_NORM_EPS)
-            self.k_norm = LayerNorm(shape.width // shape.heads, QK_NORM_EPS)
+        self.heads, self.qk_norm, self.dtype = config.num_heads, config.qk_norm, dtype
+        self.to_qkv = Linear(config.embed_dim, 3 * config.embed_dim, dtype, keep=True)
+        self.to_out = Linear(config.embed_dim, config.embed_dim, dtype)
+        if config.qk_norm == "ln":
+            self.q_norm = LayerNorm(config.embed_dim // config.num_heads, QK_NORM_EPS)
+            self.k_norm = LayerNorm(config.embed_dim // config.num_heads, QK_NORM_EPS)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, _ = x.shape
@@ -108,12 +79,12 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to context tokens; fewer key heads than query heads are allowed."""
 
-    def __init__(self, shape: DitShape, context: int) -> None:
+    def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.heads, self.groups = shape.heads, shape.cross_kv_heads
-        self.to_q = Linear(shape.width, shape.width, shape.dtype, keep=True)
-        self.to_kv = Linear(context, 2 * context, shape.dtype, keep=True)
-        self.to_out = Linear(shape.width, shape.width, shape.dtype)
+        self.heads, self.groups = config.num_heads, config.cross_kv_heads
+        self.to_q = Linear(config.embed_dim, config.embed_dim, dtype, keep=True)
+        self.to_kv = Linear(config.cond_embed_dim, 2 * config.cond_embed_dim, dtype, keep=True)
+        self.to_out = Linear(config.embed_dim, config.embed_dim, dtype)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         batch, length, _ = x.shape
@@ -127,14 +98,14 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Gated feed-forward: value times SiLU of gate."""
 
-    def __init__(self, shape: DitShape) -> None:
+    def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        inner = int(shape.width * shape.ff_mult)
+        inner = int(config.embed_dim * config.ff_mult)
         gate = nn.Module()
-        gate.add_module("proj", Linear(shape.width, 2 * inner, shape.dtype, bias=True, keep=True))
+        gate.add_module("proj", Linear(config.embed_dim, 2 * inner, dtype, bias=True, keep=True))
         self.ff = nn.Module()
         self.ff.add_module("0", gate)
-        self.ff.add_module("2", Linear(inner, shape.width, shape.dtype, bias=True))
+        self.ff.add_module("2", Linear(inner, config.embed_dim, dtype, bias=True))
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.get_submodule("ff.0.proj")(x).float().chunk(2, -1)
@@ -145,15 +116,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block over an FP32 residual stream."""
 
-    def __init__(self, shape: DitShape, context: int) -> None:
+    def __init__(self, config: DitConfig, dtype: torch.dtype) -> None:
         super().__init__()
-        self.pre_norm = ScaledNorm(shape.width)
-        self.self_attn = SelfAttention(shape)
-        self.cross_attend_norm = ScaledNorm(shape.width) if context else None
-        self.cross_attn = CrossAttention(shape, context) if context else None
-        self.ff_norm = ScaledNorm(shape.width)
-        self.ff = FeedForward(shape)
-        self.to_scale_shift_gate = parameter(6 * shape.width) if shape.adaptive_norm else None
+        self.pre_norm = ScaledNorm(config.embed_dim)
+        self.self_attn = SelfAttention(config, dtype)
+        self.cross_attend_norm = ScaledNorm(config.embed_dim) if config.cross_attention else None
+        self.cross_attn = CrossAttention(config, dtype) if config.cross_attention else None
+        self.ff_norm = ScaledNorm(config.embed_dim)
+        self.ff = FeedForward(config, dtype)
+        self.to_scale_shift_gate = parameter(6 * config.embed_dim) if _adaptive(config) else None
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], context: Tensor | None, modulation: Tensor | None
@@ -177,18 +148,16 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """The blocks with their projections, memory tokens and rotary tables."""
 
-    def __init__(self, shape: DitShape, context: int) -> None:
+    def __init__(self, config: DitConfig, positions: int, dtype: torch.dtype) -> None:
         super().__init__()
-        width = shape.width
-        self.memory_tokens = parameter(shape.memory_tokens, width) if shape.memory_tokens else None
-        self.project_in = Linear(shape.io_channels + shape.concat_channels, width, shape.dtype)
-        self.project_out = Linear(width, shape.io_channels, shape.dtype)
-        self.layers = nn.ModuleList(Block(shape, context) for _ in range(shape.depth))
-        if shape.adaptive_norm:
+        width = config.embed_dim
+        self.memory_tokens = parameter(config.num_memory_tokens, width) if config.num_memory_tokens else None
+        self.project_in = Linear(config.io_channels + config.input_concat_dim, width, dtype)
+        self.project_out = Linear(width, config.io_channels, dtype)
+        self.layers = nn.ModuleList(Block(config, dtype) for _ in range(config.depth))
+        if _adaptive(config):
             self.global_cond_embedder = Projection(width, width, 6 * width, torch.float32, bias=True)
-        self.rotary = nn.Module()
-        self.rotary.register_parameter("cos", parameter(shape.max_positions, shape.rotary_dim // 2))
-        self.rotary.register_parameter("sin", parameter(shape.max_positions, shape.rotary_dim // 2))
+        self.rotary = RotaryTables(positions, config.rotary_dim, torch.float32)
 
     def forward(self, x: Tensor, before: list[Tensor], context: Tensor | None, modulation: Tensor | None) -> Tensor:
         """Run the blocks over latents [B, T, C] with tokens [B, n, width] before them; gives [B, T, io_channels]."""
@@ -197,9 +166,7 @@ class Transformer(nn.Module):
         if self.memory_tokens is not None:
             before = [self.memory_tokens.unsqueeze(0).expand(x.shape[0], -1, -1), *before]
         x = torch.cat([*before, x], 1)  # [B, S, width]
-        positions = torch.arange(x.shape[1])
-        tables = (self.rotary.get_parameter("cos"), self.rotary.get_parameter("sin"))
-        rotary = (nn.functional.embedding(positions, tables[0]), nn.functional.embedding(positions, tables[1]))
+        rotary = self.rotary(torch.arange(x.shape[1]))
         for layer in self.layers:
             x = layer(x, rotary, context, modulation)
         extra = sum(tokens.shape[1] for tokens in before)
@@ -208,25 +175,25 @@ class Transformer(nn.Module):
 
 
 class DiffusionTransformer(nn.Module):
-    """The whole network F(x, t)."""
+    """The whole network F(x, t) for sequences of at most `positions` latents and tokens before them."""
 
-    def __init__(self, shape: DitShape) -> None:
+    def __init__(self, config: DitConfig, positions: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.shape = shape
-        channels = shape.io_channels + shape.concat_channels
-        context = shape.width if shape.project_context and shape.context_width else shape.context_width
-        self.timestep_features = FourierFeatures(shape.time_features)
-        self.to_timestep_embed = Projection(shape.time_features, shape.width, shape.width, torch.float32, bias=True)
-        if shape.context_width:
-            self.to_cond_embed = Projection(shape.context_width, context, context, shape.dtype, bias=False)
-        if shape.global_width:
-            inner = shape.width if shape.project_global else shape.global_width
-            self.to_global_embed = Projection(shape.global_width, inner, inner, shape.dtype, bias=False)
-        if shape.prepend_width:
-            self.to_prepend_embed = Projection(shape.prepend_width, shape.width, shape.width, shape.dtype, bias=False)
-        self.preprocess_conv = Linear(channels, channels, shape.dtype)
-        self.postprocess_conv = Linear(shape.io_channels, shape.io_channels, shape.dtype)
-        self.transformer = Transformer(shape, context)
+        self.config = config
+        width, features = config.embed_dim, config.timestep_features_dim
+        channels, context = config.io_channels + config.input_concat_dim, config.cond_embed_dim
+        self.timestep_features = FourierFeatures(features)
+        self.to_timestep_embed = Projection(features, width, width, torch.float32, bias=True)
+        if config.cond_token_dim:
+            self.to_cond_embed = Projection(config.cond_token_dim, context, context, dtype, bias=False)
+        if config.global_cond_dim:
+            inner = width if config.project_global_cond else config.global_cond_dim
+            self.to_global_embed = Projection(config.global_cond_dim, inner, inner, dtype, bias=False)
+        if config.prepend_cond_dim:
+            self.to_prepend_embed = Projection(config.prepend_cond_dim, width, width, dtype, bias=False)
+        self.preprocess_conv = Linear(channels, channels, dtype)
+        self.postprocess_conv = Linear(config.io_channels, config.io_channels, dtype)
+        self.transformer = Transformer(config, positions, dtype)
 
     def forward(self, latents: Tensor, time: Tensor, conditioning: list[Tensor]) -> Tensor:
         """Predict from noisy latents.
@@ -235,24 +202,29 @@ class DiffusionTransformer(nn.Module):
             latents: [B, io_channels, T] FP32, already scaled by c_in.
             time: [B] FP32, the number that the Fourier features take.
             conditioning: Those of concat [B, C, T] (at the rate of the latents), context [B, L, C], global [B, C] and
-                prepend [B, L, C] that the shape has, in this order, FP32.
+                prepend [B, L, C] that the configuration has, in this order, FP32.
 
         Returns:
             [B, io_channels, T] FP32.
         """
-        shape, given = self.shape, iter(conditioning)
-        if shape.concat_channels:
+        config, given = self.config, iter(conditioning)
+        if config.input_concat_dim:
             latents = torch.cat([latents, next(given)], 1)
-        context = self.to_cond_embed(next(given)) if shape.context_width else None
+        context = self.to_cond_embed(next(given)) if config.cond_token_dim else None
         condition = self.to_timestep_embed(self.timestep_features(time))  # [B, width]
-        if shape.global_width:
+        if config.global_cond_dim:
             condition = condition + self.to_global_embed(next(given))
-        before = [self.to_prepend_embed(next(given))] if shape.prepend_width else []
-        modulation = self.transformer.global_cond_embedder(condition) if shape.adaptive_norm else None
-        if not shape.adaptive_norm:
+        before = [self.to_prepend_embed(next(given))] if config.prepend_cond_dim else []
+        modulation = self.transformer.global_cond_embedder(condition) if _adaptive(config) else None
+        if not _adaptive(config):
             before.append(condition.unsqueeze(1))
         x = latents.transpose(1, 2)  # [B, T, C]
         x = self.preprocess_conv(x) + x
         y = self.transformer(x, before, context, modulation)
         y = self.postprocess_conv(y) + y
         return y.transpose(1, 2)  # [B, io_channels, T]
+
+
+def _adaptive(config: DitConfig) -> bool:
+    """Time and global conditioning modulate every block; otherwise they are one token before the latents."""
+    return config.global_cond_type == "adaLN"

@@ -1,0 +1,161 @@
+"""Run a causal decoder token by token over a cache that lives on the device.
+
+In: a loaded decoder graph of either flavour, a cache, new token ids. Out: logits of the last position. The cache is
+never copied: ONNX Runtime's fused attention writes its rows in place, and the portable graph's new rows are bound at the
+cache's own address. Does not sample, does not know modalities or prompts; see `runtime.routing`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from voxedge.engines.backend import Binding, Buffer, Engine
+from voxedge.engines.errors import InputError
+from voxedge.engines.manifest import Flavour, GraphSpec
+
+Ids = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.float32]
+
+_ROUND = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What two decoders must have in common to read one cache."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    flavour: Flavour
+    max_context: int
+    """Most positions that the graphs can address."""
+
+    @classmethod
+    def of(cls, spec: GraphSpec) -> CacheShape:
+        """The cache that a decoder graph takes."""
+        first = spec.input("past.0.key")
+        layers = sum(tensor.name.endswith(".key") for tensor in spec.inputs)
+        heads, dim = (first.shape[1], first.shape[3]) if spec.flavour == "ort" else first.shape[2:]
+        name = "capacity" if spec.flavour == "ort" else "past"
+        limit = max(profile[name].max for profile in spec.profiles.values())
+        context = limit if spec.flavour == "ort" else limit + 1
+        return cls(layers, int(heads), int(dim), first.dtype, spec.flavour, context)
+
+
+class KvCache:
+    """Keys and values of all layers and positions, on the device."""
+
+    def __init__(self, engine: Engine, shape: CacheShape, positions: int) -> None:
+        """Allocate zeros for at least `positions` tokens.
+
+        Raises:
+            InputError: The graphs cannot address so many positions.
+        """
+        if positions > shape.max_context:
+            raise InputError(
+                f"expected at most {shape.max_context} tokens of prompt and speech together, need {positions}; shorten "
+                "the text or --max-tokens, or export again with a larger --max-context"
+            )
+        self.shape, self.length = shape, 0
+        self.capacity = min(-(-positions // _ROUND) * _ROUND, shape.max_context)
+        rows = (self.capacity, 1, shape.kv_heads, shape.head_dim)  # [M, B, G, D]
+        if shape.flavour == "ort":
+            rows = (1, shape.kv_heads, self.capacity, shape.head_dim)  # [B, G, M, D]
+        self.buffers = {name: engine.allocate(rows, shape.dtype) for name in _leaves(shape.layers)}
+
+    def clear(self) -> None:
+        """Forget all tokens; old rows are never read again, so they stay as they are."""
+        self.length = 0
+
+
+class Decoder:
+    """One decoder graph with its bindings; prefill and decode keep one each."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.cache_shape = CacheShape.of(engine.spec)
+        self.max_prefill = max(profile["new"].max for profile in engine.spec.profiles.values())
+        columns = int(engine.spec.output("logits").shape[1])
+        self._logits = np.zeros((1, columns), np.float32)  # [B, C]
+        self._step = _Call(engine, self._logits)
+        self._prefill = _Call(engine, self._logits)
+
+    def forward(self, ids: Ids, cache: KvCache) -> Logits:
+        """Append tokens to the cache.
+
+        Args:
+            ids: [S] with S >= 1.
+            cache: One of this decoder's shape; its length grows by S.
+
+        Returns:
+            Logits [C] after the last token, valid until the next call.
+
+        Raises:
+            InputError: The cache is full.
+        """
+        if cache.length + len(ids) > cache.capacity:
+            raise InputError(
+                f"expected room for {len(ids)} tokens, the cache holds {cache.length} of {cache.capacity}; "
+                "shorten the text or lower --max-tokens"
+            )
+        for start in range(0, len(ids), self.max_prefill):
+            part = ids[start : start + self.max_prefill]
+            call = self._step if len(part) == 1 else self._prefill
+            call.run(part, cache)
+            cache.length += len(part)
+        return self._logits[0]
+
+
+class _Call:
+    """A binding whose small inputs are changed in place between runs."""
+
+    def __init__(self, engine: Engine, logits: npt.NDArray[np.float32]) -> None:
+        self._binding: Binding = engine.binding()
+        self._portable = engine.spec.flavour == "portable"
+        self._ids = np.zeros((1, 0), np.int32)
+        self._last = self._host("logits_at", np.zeros(1, np.int32))
+        if not self._portable:
+            self._lengths = self._host("lengths", np.zeros(1, np.int32))
+            self._total = self._host("total", np.zeros(1, np.int32))
+        self._binding.bind("logits", Buffer.of(logits))
+        self._bound: KvCache | None = None
+
+    def _host(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._binding.bind(name, Buffer.of(array))
+        return array
+
+    def run(self, ids: Ids, cache: KvCache) -> None:
+        new = len(ids)
+        if new != self._ids.shape[1]:
+            self._ids = self._host("ids", np.zeros((1, new), np.int32))
+        self._ids[0] = ids
+        self._last[0] = new - 1
+        if self._portable:
+            self._bind_rows(cache, new)
+        else:
+            self._lengths[0] = cache.length + new - 1
+            self._total[0] = cache.length + new
+            if cache is not self._bound:
+                self._bind_whole(cache)
+        self._binding.run()
+
+    def _bind_whole(self, cache: KvCache) -> None:
+        for name, buffer in cache.buffers.items():
+            self._binding.bind(f"past.{name}", buffer)
+            self._binding.bind(f"present.{name}", buffer)
+        self._bound = cache
+
+    def _bind_rows(self, cache: KvCache, new: int) -> None:
+        """The past is a prefix of the cache, the new rows are written right behind it."""
+        for name, buffer in cache.buffers.items():
+            self._binding.bind(f"past.{name}", buffer.rows(0, cache.length))
+            self._binding.bind(f"new.{name}", buffer.rows(cache.length, cache.length + new))
+
+
+def _leaves(layers: int) -> list[str]:
+    return [f"{layer}.{leaf}" for layer in range(layers) for leaf in ("key", "value")]
