@@ -35,10 +35,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     checkpoint: Path = arguments.checkpoint
     if not checkpoint.exists():
         raise MissingResourceError(f"expected a checkpoint at {checkpoint}, found nothing; give its folder or file")
+    need = predicted_bytes(checkpoint)
     with needs_extra("export"):
         from voxedge.export.config import ExportConfig
         from voxedge.export.systems import export_checkpoint
-    need = predicted_bytes(checkpoint)
     free = free_bytes(_existing_parent(arguments.output))
     console.note(
         f"needs up to about {format_bytes(need)} of disk for {arguments.output}; {format_bytes(free)} are free"
