@@ -84,13 +84,14 @@ class ChunkedDecoder:
     sizes of the pushes.
     """
 
-    def __init__(self, decode: Decode, strides: Sequence[int], chunk: int) -> None:
+    def __init__(self, decode: Decode, strides: Sequence[int], chunk: int, channels: int = 1) -> None:
         """Start an utterance.
 
         Args:
             decode: The decoder; called with at most `chunk` plus both margins latents.
             strides: As for `receptive_margin`.
             chunk: Latents whose samples one call yields; more wastes less on margins, fewer starts sooner.
+            channels: Audio channels of the samples.
         """
         if chunk < 1:
             raise ConfigError(f"expected a chunk of 1 latent or more, got {chunk}")
@@ -99,6 +100,7 @@ class ChunkedDecoder:
         self._decode = decode
         self._strides = tuple(strides)
         self._chunk = chunk
+        self._channels = channels
         self._kept: Array | None = None  # latents from `_start` on
         self._start = 0
         self._done = 0  # latents whose samples were given
@@ -135,17 +137,17 @@ class ChunkedDecoder:
         self._kept, self._start = kept[..., begin - self._start :], begin
         if pieces:
             return np.concatenate(pieces, axis=-1)
-        return np.zeros((*latents.shape[:-2], 0, 0), dtype=np.float32)
+        return np.zeros((*latents.shape[:-2], self._channels, 0), dtype=np.float32)
 
     def _piece(self, kept: Array, stop: int, end: int) -> Array:
         """Samples of latents `_done .. stop`, of `end` known ones; to the very end where the utterance ends there."""
         low, high = max(0, self._done - self.left), min(stop + self.right, end)
         samples = self._decode(kept[..., low - self._start : high - self._start])
-        expected = decoded_length(high - low, self._strides)
-        if samples.shape[-1] != expected:
+        expected = (self._channels, decoded_length(high - low, self._strides))
+        if samples.shape[-2:] != expected:
             raise ConfigError(
-                f"expected {expected} samples of {high - low} latents with strides {self._strides}, "
-                f"the decoder gave {samples.shape[-1]}; the strides are another decoder's"
+                f"expected {expected[1]} samples of {high - low} latents with strides {self._strides} in {expected[0]} "
+                f"audio channels, the decoder gave {samples.shape[-1]} in {samples.shape[-2]}; check both"
             )
         first = (self._done - low) * self.hop
         last = None if stop == end else (stop - low) * self.hop
