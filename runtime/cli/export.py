@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the matrix products")
     parser.add_argument("--max-context", type=whole(16), default=4096, metavar="TOKENS", help="prompt and speech")
     parser.add_argument("--max-seconds", type=number(0.1, 3600.0), default=30.0, metavar="S", help="of one stretch")
-    parser.add_argument("--components", type=_names, default=(), metavar="LIST", help="only these, such as lm,dit,vae")
+    parser.add_argument("--components", type=_names, default=(), metavar="LIST", help="only these graphs, by name")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=run)
 
