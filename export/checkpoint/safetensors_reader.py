@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.config_file import load_json, parse_json
-from voxedge.export.checkpoint.file_access import Bytes, SourceFile
-from voxedge.export.checkpoint.tensors import MAX_AXES, Array, Block, LazyTensor, block_indices, item_bytes
+from voxedge.export.checkpoint.file_access import SourceFile
+from voxedge.export.checkpoint.tensors import MAX_AXES, Block, LazyTensor, block_indices, decode, item_bytes
 
 MAX_HEADER_BYTES = 100_000_000
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -67,17 +65,6 @@ class FileTensor:
                 values = decode(self.file.read(descriptor, position, count), self.dtype)
                 position += count  # runs come in row-major order
                 yield index, values.reshape(lengths)
-
-
-def decode(data: Bytes, dtype: str) -> Array:
-    """Little-endian bytes as a flat array in native order; bfloat16 as float32, exactly."""
-    if dtype == "bool":
-        return data.astype(np.bool_)
-    if dtype == "bfloat16":
-        bits = np.left_shift(data.view("<u2").astype(np.uint32), np.uint32(16))
-        return bits.view(np.float32)
-    stored: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
-    return data.view(stored).astype(np.dtype(dtype), copy=False)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:

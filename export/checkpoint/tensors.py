@@ -84,6 +84,18 @@ def total_bytes(tensors: Iterable[LazyTensor]) -> int:
     return sum(source_bytes(tensor) for tensor in tensors)
 
 
+def decode(data: npt.NDArray[np.uint8], dtype: str) -> Array:
+    """Little-endian bytes (at least one element) as a flat array in native order; bfloat16 as float32, exactly."""
+    if dtype == "bool":
+        return data.astype(np.bool_)
+    if dtype == "bfloat16":
+        bits = np.left_shift(np.frombuffer(data, np.dtype("<u2")).astype(np.uint32), np.uint32(16))
+        exact: Array = bits.view(np.float32)
+        return exact
+    values: Array = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"))
+    return values.astype(np.dtype(dtype), copy=False)
+
+
 def block_indices(shape: tuple[int, ...], item_size: int, max_bytes: int) -> Iterator[Index]:
     """Cut a row-major tensor into runs that are contiguous in memory.
 
