@@ -43,7 +43,7 @@ def add(verbs: Verbs) -> None:
     )
     parser.add_argument("--workspace", type=whole(1), metavar="MIB", help="scratch memory limit; from free memory")
     parser.add_argument("--opt-level", type=int, choices=range(6), default=3, help="0 builds fastest, 5 runs fastest")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="of kernel times, shared by all builds of one device; TensorRT only")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="shared by builds; trt only")
     parser.add_argument("--force", action="store_true", help="build engines that are up to date again")
     parser.set_defaults(run=run)
 

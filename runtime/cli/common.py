@@ -95,7 +95,7 @@ def add_global_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `GlobalOptions`; SUPPRESS keeps a verb's silence from undoing what stood before the verb."""
     group = parser.add_argument_group("output")
     quiet = argparse.SUPPRESS
-    group.add_argument("-v", "--verbose", action="count", default=quiet, help="say more, with tracebacks; -vv every detail")
+    group.add_argument("-v", "--verbose", action="count", default=quiet, help="say more; -vv everything")
     group.add_argument("-q", "--quiet", action="store_true", default=quiet, help="only warnings and errors on stderr")
     group.add_argument("--json", action="store_true", default=quiet, help="print one JSON object on stdout")
     group.add_argument("--log-file", type=Path, metavar="FILE", default=quiet, help="append every message to FILE")
