@@ -25,7 +25,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.test
-	$(BIN)/mypy -p voxedge
+	$(BIN)/mypy
 
 limits: $(VENV)/.test
 	$(BIN)/python .ci/limits.py
