@@ -7,7 +7,6 @@ memory, cold and warm apart, with the formulas and the device beside them. Compa
 from __future__ import annotations
 
 import argparse
-import platform
 import resource
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from voxedge.runtime.cli.console import Console, table
 from voxedge.runtime.cli.synthesis import add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
 
 if TYPE_CHECKING:
+    from voxedge.engines.device import DeviceReport
     from voxedge.runtime.synthesizer import Synthesizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun."
@@ -74,6 +74,7 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Measure and show."""
+    from voxedge.engines.device import gather
     from voxedge.runtime.noise import fresh_seed
 
     seed = fresh_seed() if arguments.seed is None else arguments.seed
@@ -88,7 +89,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
                 progress("runs", index + 1, total)
         cold, warm = runs[0], runs[1 + arguments.warmup :]
         data: dict[str, Any] = {
-            "device": device_line(synthesizer.backend, arguments.threads),
+            "device": device_line(gather(), synthesizer.backend, arguments.threads),
             "bundle": str(synthesizer.bundle.root),
             "note": synthesizer.bundle.manifest.note,
             "text": arguments.text,
@@ -142,22 +143,20 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def device_line(backend: str, threads: int | None) -> str:
-    """Without it a figure cannot be compared: processor, backend, threads, versions."""
-    return (
-        f"{processor_name()}, backend {backend}, {'all' if threads is None else threads} threads, "
-        f"voxedge {version()}, Python {platform.python_version()}"
-    )
-
-
-def processor_name() -> str:
-    """Model of the CPU as Linux names it, or its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.machine()
+def device_line(report: DeviceReport, backend: str, threads: int | None) -> str:
+    """Without it a figure cannot be compared: device, power mode, backend, threads, versions."""
+    parts = [
+        *([report.jetson_model] if report.jetson_model else []),
+        f"{report.cpu}, {report.cores} cores",
+        *(f"{gpu.name}" for gpu in report.gpus),
+        *([f"power mode {report.power_mode}"] if report.power_mode else []),
+        f"backend {backend}",
+        *([f"{threads} thread(s)"] if threads else []),
+        f"voxedge {version()}",
+        *(f"{name} {found}" for name, found in sorted(report.packages.items())),
+        f"Python {report.python}",
+    ]
+    return ", ".join(parts)
 
 
 def text_of(data: dict[str, Any]) -> str:

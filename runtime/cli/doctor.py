@@ -7,12 +7,15 @@ Changes nothing on the machine.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.errors import BackendUnavailableError
+from voxedge.engines.records import to_dict
 from voxedge.runtime.cli.common import Verbs, version
 from voxedge.runtime.cli.console import Console, table
+
+if TYPE_CHECKING:
+    from voxedge.engines.device import DeviceReport
 
 
 def add(verbs: Verbs) -> None:
@@ -23,29 +26,27 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Show what was found."""
-    from voxedge.engines import device  # it loads numpy and looks for libraries: not for `--help`
+    from voxedge.engines import device  # it loads ONNX Runtime: not for `--help`
 
     report = device.gather()
     advice = device.advise(report)
-    rows = [[("ok  " if item.ok else "MEND"), item.topic, item.found] for item in advice]
-    mends = [f"{item.topic}: {item.mend}" for item in advice if not item.ok and item.mend]
-    text = f"voxedge {version()}\n\n{table(rows)}"
+    speaks = speaks_on_cpu(report)
+    rows = [("ok" if item.ok else "MEND", item.topic, item.found) for item in advice]
+    mends = [f"{item.topic}: {item.mend}" for item in advice if not item.ok]
+    verdict = "Speech on the CPU works here." if speaks else "Speech on the CPU does not work here."
+    text = f"voxedge {version()}\n\n{table(rows)}\n\n{verdict}"
     if mends:
-        text += "\n\nTo mend what is missing (only what you want to use):\n  " + "\n  ".join(mends)
+        text += "\nTo mend, where you want it:\n  " + "\n  ".join(mends)
     data: dict[str, Any] = {
         "voxedge": version(),
-        "report": dataclasses.asdict(report),
-        "advice": [dataclasses.asdict(item) for item in advice],
-        "cpu_speech": speaks_on_cpu(),
+        "report": to_dict(report),
+        "advice": [to_dict(item) for item in advice],
+        "cpu_speech": speaks,
     }
     console.result(data, text)
-    return 0 if data["cpu_speech"] else BackendUnavailableError.exit_code
+    return 0 if speaks else BackendUnavailableError.exit_code
 
 
-def speaks_on_cpu() -> bool:
+def speaks_on_cpu(report: DeviceReport) -> bool:
     """Whether ONNX Runtime loads and offers its CPU provider."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return False
-    return "CPUExecutionProvider" in onnxruntime.get_available_providers()
+    return "CPUExecutionProvider" in report.providers
