@@ -79,7 +79,10 @@ class ChatTokenizer:
         try:
             plain = Tokenizer.from_str(json.dumps(stripped))
         except Exception as error:  # the tokenizers wheel raises Exception itself
-            raise BundleError(f"{source}: the tokenizers library cannot read it: {error}; copy it again") from error
+            raise BundleError(
+                f"{source}: the tokenizers library cannot read it: {error}; copy it again, or if it is newer than the "
+                "library type: pip install -U tokenizers"
+            ) from error
         _check(source, plain, added, required)
         return cls(plain, {text: int(entry["id"]) for text, entry in added.items()})
 

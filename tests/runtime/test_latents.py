@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,9 +116,12 @@ def test_decoded_length_is_the_decoders(strides: list[int]) -> None:
     assert decoded_length(0, strides) == 0
 
 
-@pytest.mark.parametrize(("name", "strides"), [("oobleck", [2, 2, 4, 6, 10]), ("oobleck_odd", [2, 3, 4, 5, 8])])
-def test_decoded_length_equals_the_recorded_one(golden: Callable[[str], Path], name: str, strides: list[int]) -> None:
-    with np.load(golden(name) / "io.npz") as recorded:
+@pytest.mark.parametrize("name", ["oobleck", "oobleck_odd"])
+def test_decoded_length_equals_the_recorded_one(golden: Callable[[str], Path], name: str) -> None:
+    folder = golden(name)
+    decoder = json.loads((folder / "checkpoint" / "model_config.json").read_text())["model"]["decoder"]
+    strides = decoder["config"]["strides"]
+    with np.load(folder / "io.npz") as recorded:
         for key in ("1", "2", "3"):
             assert decoded_length(recorded[f"z_{key}"].shape[-1], strides) == recorded[f"audio_{key}"].shape[-1]
 
