@@ -73,7 +73,7 @@ class _Bars:
     def update(self, step: str, done: int, total: int) -> None:
         if self._bar is None or step != self._step:
             self.close()
-            self._bar = tqdm(desc=step, total=total or None, file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(desc=step, total=total or None, file=sys.stderr, unit_scale=True, dynamic_ncols=True)
             self._step = step
         self._bar.total = total or None
         self._bar.update(done - self._bar.n)

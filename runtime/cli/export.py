@@ -26,6 +26,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--max-context", type=whole(16), default=4096, metavar="TOKENS", help="prompt and speech")
     parser.add_argument("--max-seconds", type=number(0.1, 3600.0), default=30.0, metavar="S", help="of one stretch")
     parser.add_argument("--components", type=_names, default=(), metavar="LIST", help="only these graphs, by name")
+    parser.add_argument("--note", default="", metavar="TEXT", help="one sentence that people see when it speaks")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=run)
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     checkpoint: Path = arguments.checkpoint
     if not checkpoint.exists():
         raise MissingResourceError(f"expected a checkpoint at {checkpoint}, found nothing; give its folder or file")
-    need = predicted_bytes(checkpoint)
+    need = predicted_bytes(checkpoint, arguments.precision)
     with needs_extra("export"):
         from voxedge.export.config import ExportConfig
         from voxedge.export.systems import export_checkpoint
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         max_seconds=arguments.max_seconds,
         overwrite=arguments.force,
         components=arguments.components,
+        note=arguments.note,
     )
     with console.progress() as progress:
         bundle = export_checkpoint(checkpoint, arguments.output, config, progress)
@@ -65,8 +67,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def predicted_bytes(checkpoint: Path) -> int:
-    """Upper bound of a bundle's size: every weight as FP32, where a checkpoint may hold them in two bytes each.
+def predicted_bytes(checkpoint: Path, precision: str) -> int:
+    """About the most that a bundle takes, from the size of the checkpoint, which holds weights in two bytes or more.
 
     Raises:
         InputError: The checkpoint has no weights.
@@ -77,7 +79,7 @@ def predicted_bytes(checkpoint: Path) -> int:
         raise InputError(
             f"{checkpoint}: expected weights ({', '.join(WEIGHT_SUFFIXES)}), found none; give the checkpoint's folder"
         )
-    return 2 * sum(path.stat().st_size for path in weights)
+    return (2 if precision == "fp32" else 1) * sum(path.stat().st_size for path in weights)
 
 
 def _existing_parent(path: Path) -> Path:

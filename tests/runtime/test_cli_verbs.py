@@ -88,6 +88,7 @@ class Config:
     max_seconds: float
     overwrite: bool
     components: tuple[str, ...]
+    note: str
 
 
 def checkpoint(folder: Path) -> Path:
@@ -105,15 +106,15 @@ def test_export_tells_the_disk_that_it_needs_first(
 
     def export_checkpoint(source: Path, output: Path, config: Config, on_progress: Any) -> Bundle:  # noqa: ANN401
         calls.append((source, output, config))
-        assert "needs up to about 3 MB" in capsys.readouterr().err
-        return write_bundle(output, note="untrained")
+        assert "needs up to about 1.5 MB" in capsys.readouterr().err
+        return write_bundle(output, note=config.note)
 
     replace_module(monkeypatch, "voxedge.export.config", ExportConfig=Config)
     replace_module(monkeypatch, "voxedge.export.systems", export_checkpoint=export_checkpoint)
     source, output = checkpoint(tmp_path / "source"), tmp_path / "deep" / "out"
     argv = ["export", str(source), "-o", str(output), "--precision", "fp16", "--components", "dit, vae"]
-    assert main([*argv, "--max_seconds", "12.5", "--force", "--json"]) == 0
-    assert calls == [(source, output, Config("fp16", 4096, 12.5, True, ("dit", "vae")))]
+    assert main([*argv, "--max_seconds", "12.5", "--force", "--note", "untrained", "--json"]) == 0
+    assert calls == [(source, output, Config("fp16", 4096, 12.5, True, ("dit", "vae"), "untrained"))]
     report = json.loads(capsys.readouterr().out)
     assert report == {
         "bundle": str(output),
@@ -144,8 +145,10 @@ def test_export_refuses_what_is_no_checkpoint(
     assert not (tmp_path / "out").exists()
 
 
-def test_predicted_size_is_never_below_that_of_fp32(tmp_path: Path) -> None:
-    assert export.predicted_bytes(checkpoint(tmp_path / "source")) == 3_000_000
+def test_predicted_size_takes_the_checkpoint_for_two_byte_weights(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source")
+    assert export.predicted_bytes(source, "fp32") == 3_000_000
+    assert export.predicted_bytes(source, "fp16") == 1_500_000
 
 
 # verify
