@@ -29,6 +29,8 @@ class ExportConfig:
     """Longest stretch of speech that the decoder makes at once; bounds the shapes that engines are built for."""
     components: tuple[str, ...] = ()
     """Graphs to export by name; empty means all."""
+    note: str = ""
+    """One sentence for people, shown whenever the bundle speaks."""
     overwrite: bool = False
     """Replace an existing bundle."""
 

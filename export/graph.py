@@ -54,7 +54,11 @@ class Traced:
 
 
 def trace(
-    build: Callable[[], nn.Module], arguments: Sequence[Argument], outputs: Sequence[str], opset: int = PORTABLE_OPSET
+    build: Callable[[], nn.Module],
+    arguments: Sequence[Argument],
+    outputs: Sequence[str],
+    minimum: Mapping[str, int] | None = None,
+    opset: int = PORTABLE_OPSET,
 ) -> Traced:
     """Trace what `build` returns.
 
@@ -62,17 +66,20 @@ def trace(
         build: Makes the module; runs under FakeTensor, so that its parameters take no memory.
         arguments: One spec, or one list of specs, for each argument of the module's `forward`.
         outputs: Names of the graph's outputs, in order.
+        minimum: Smallest sizes of symbolic dimensions for which the module is defined, where that is not 0.
         opset: ONNX opset of the default domain.
 
     Raises:
         ExportError: The module cannot be traced, or gives another number of outputs.
     """
     specs = tuple(_flat(arguments))
-    sizes = _example_sizes(specs)
+    minimum = minimum or {}
+    sizes = _example_sizes(specs, minimum)
     with FakeTensorMode(), torch.no_grad(), _quiet():
         try:
             module = build().eval()
-            model = _export(module, arguments, sizes, opset)
+            dims = {name: torch.export.Dim(name, min=minimum.get(name)) for name in sizes}
+            model = _export(module, arguments, sizes, dims, opset)
         except Exception as error:
             raise ExportError(f"expected a module that torch.export can trace; it says: {error}") from error
         _name_boundary(model, specs, outputs)
@@ -93,9 +100,10 @@ def _stored(module: nn.Module) -> dict[str, Stored]:
     return found
 
 
-def _export(module: nn.Module, arguments: Sequence[Argument], sizes: dict[str, int], opset: int) -> ir.Model:
+def _export(
+    module: nn.Module, arguments: Sequence[Argument], sizes: dict[str, int], dims: dict[str, Any], opset: int
+) -> ir.Model:
     names = [spec.name for spec in _flat(arguments)]
-    dims = {name: torch.export.Dim(name) for name in sizes}
     program = torch.export.export(
         module,
         tuple(_map(argument, lambda spec: _example(spec, sizes)) for argument in arguments),
@@ -117,10 +125,10 @@ def _flat(arguments: Sequence[Argument]) -> Iterator[TensorSpec]:
         yield from (argument,) if isinstance(argument, TensorSpec) else argument
 
 
-def _example_sizes(specs: Sequence[TensorSpec]) -> dict[str, int]:
-    """A size from 5 upwards for each symbolic dimension: torch treats 0 and 1 as constants."""
+def _example_sizes(specs: Sequence[TensorSpec], minimum: Mapping[str, int]) -> dict[str, int]:
+    """A size for each symbolic dimension, above 4: torch treats 0 and 1 as constants."""
     names = dict.fromkeys(size for spec in specs for size in spec.shape if isinstance(size, str))
-    return {name: 5 + 2 * position for position, name in enumerate(names)}
+    return {name: (5 + 2 * position) * minimum.get(name, 1) for position, name in enumerate(names)}
 
 
 def _example(spec: TensorSpec, sizes: dict[str, int]) -> torch.Tensor:

@@ -92,12 +92,22 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return parsed
 
 
+def _shown(value: object) -> str:
+    """A value for a message: short even where a few lines of YAML stand for a giant structure."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    try:
+        return short.repr(value)[:80]
+    except ValueError:  # an integer of more digits than Python prints
+        return f"a giant {type(value).__name__}"
+
+
 class Section:
     """One mapping of a configuration file, with checked access that remembers which keys were asked for."""
 
     def __init__(self, values: object, where: str) -> None:
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-            raise CheckpointError(f"{where}: expected an object with text keys, found {reprlib.repr(values)}")
+            raise CheckpointError(f"{where}: expected an object with text keys, found {_shown(values)}")
         self._values: dict[str, Any] = values
         self.where = where
         self._asked: set[str] = set()
@@ -114,9 +124,7 @@ class Section:
 
     def fail(self, key: str, expected: str) -> CheckpointError:
         """The error to raise for a field that is not what it must be."""
-        return CheckpointError(
-            f"{self.where}: `{key}`: expected {expected}, found {reprlib.repr(self._values.get(key))}"
-        )
+        return CheckpointError(f"{self.where}: `{key}`: expected {expected}, found {_shown(self._values.get(key))}")
 
     def integer(self, key: str, default: int | None = None, minimum: int = 1, maximum: int = MAX_INTEGER) -> int:
         """An integer in a range; required without a default."""
@@ -174,7 +182,7 @@ class Section:
         """Refuse an option whose value is none of the allowed ones; absent and null are always allowed."""
         value = self.raw(key)
         if value is not None and not any(type(value) is type(each) and value == each for each in allowed):
-            raise CheckpointError(f"{self.where}: `{key}` = {reprlib.repr(value)} is not supported: {why}")
+            raise CheckpointError(f"{self.where}: `{key}` = {_shown(value)} is not supported: {why}")
 
     def finish(self) -> None:
         """Refuse keys that nobody asked for: they may change what the model computes."""

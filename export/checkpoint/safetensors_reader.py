@@ -165,7 +165,8 @@ def _entry(file: SourceFile, data_start: int, key: str, fields: object) -> FileT
             "use the float16, bfloat16 or float32 release of this checkpoint"
         )
     shape, offsets = _integers(fields["shape"], where), _integers(fields["data_offsets"], where)
-    if len(shape) > MAX_AXES or len(offsets) != 2:
+    addressable = math.prod(length for length in shape if length) < 2**60  # an empty tensor can claim any length
+    if len(shape) > MAX_AXES or len(offsets) != 2 or not addressable:
         raise CheckpointError(f"{where}: expected at most {MAX_AXES} axes and two offsets; download the file again")
     start, end = offsets
     expected = math.prod(shape) * item_bytes(dtype)
