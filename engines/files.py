@@ -43,6 +43,14 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def hash_bytes(data: bytes | memoryview) -> str:
+    """SHA-256 of bytes in memory, in hex digits."""
+    digest, view = hashlib.sha256(), memoryview(data).cast("B")
+    for start in range(0, len(view), CHUNK_BYTES):
+        digest.update(view[start : start + CHUNK_BYTES])
+    return digest.hexdigest()
+
+
 def read_json(path: Path, max_bytes: int) -> object:
     """Decode a JSON file from outside; its size is checked before it is read.
 
@@ -65,17 +73,24 @@ def read_json(path: Path, max_bytes: int) -> object:
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace a file in one step; a killed process leaves the old content or the new."""
+    write_partial(path, data).replace(path)
+    sync_path(path.parent)
+
+
+def write_partial(path: Path, data: bytes | memoryview) -> Path:
+    """Write what shall become `path` to a hidden file beside it and flush it; removed if interrupted."""
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    view = memoryview(data).cast("B")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            for start in range(0, len(view), CHUNK_BYTES):  # Ctrl-C is heard between two of them
+                file.write(view[start : start + CHUNK_BYTES])
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_path(path.parent)
+    return partial
 
 
 def sync_path(path: Path) -> None:

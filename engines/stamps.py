@@ -82,7 +82,23 @@ def stamp_path(engine: Path) -> Path:
 def write_stamp(engine: Path, stamp: EngineStamp) -> None:
     """Write the stamp of an engine file that is in its place."""
     record = StampFile(stamp, FileRecord(files.hash_file(engine), engine.stat().st_size))
-    files.write_atomically(stamp_path(engine), json.dumps(to_dict(record), indent=1).encode("utf-8"))
+    files.write_atomically(stamp_path(engine), _encode(record))
+
+
+def write_engine(engine: Path, data: bytes | memoryview, stamp: EngineStamp) -> None:
+    """Write an engine file and its stamp; interrupted, it leaves the old pair, or neither."""
+    path, view = stamp_path(engine), memoryview(data).cast("B")
+    record = StampFile(stamp, FileRecord(files.hash_bytes(view), len(view)))
+    partial = files.write_partial(engine, view)
+    try:
+        path.unlink(missing_ok=True)  # a kill from here on leaves no stamp, and so no engine that counts as fresh
+        partial.replace(engine)
+        files.write_atomically(path, _encode(record))
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        if not path.exists():
+            engine.unlink(missing_ok=True)
+        raise
 
 
 def read_stamp(engine: Path) -> StampFile | None:
@@ -160,6 +176,10 @@ def build_command(bundle: Path, target: str, compute_capabilities: tuple[int, ..
     """
     devices = f" --sm {','.join(map(str, compute_capabilities))}" if compute_capabilities else ""
     return f"voxedge build {bundle} --target {target}{devices}"
+
+
+def _encode(record: StampFile) -> bytes:
+    return json.dumps(to_dict(record), indent=1).encode("utf-8")
 
 
 def _compare_profiles(stamp: EngineStamp, wanted: EngineStamp) -> list[str]:

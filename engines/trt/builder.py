@@ -18,7 +18,7 @@ from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
 from voxedge.engines.errors import BackendUnavailableError, BuildError, BundleError, ConfigError
 from voxedge.engines.gpu import available_memory_bytes
 from voxedge.engines.manifest import GraphSpec
-from voxedge.engines.stamps import EngineStamp, find_differences, stamp_path, write_stamp
+from voxedge.engines.stamps import EngineStamp, find_differences, write_engine
 from voxedge.engines.trt.api import FLAVOURS, Library, Target, load
 from voxedge.engines.trt.host import BuildHost, find_host, timing_cache_path
 from voxedge.engines.trt.monitor import BuildWatch, ProgressCallback, shared_logger
@@ -252,11 +252,8 @@ def _check_resources(bundle: Bundle, graph: GraphSpec, path: Path) -> None:
 
 
 def _write_engine(path: Path, serialized: Any, stamp: EngineStamp) -> None:  # noqa: ANN401
-    # Without its stamp an engine counts as stale: a kill between these steps cannot pair one with a foreign stamp.
-    stamp_path(path).unlink(missing_ok=True)
     try:
-        files.write_atomically(path, memoryview(serialized))
-        write_stamp(path, stamp)
+        write_engine(path, memoryview(serialized), stamp)
     except OSError as error:
         if error.errno not in files.NO_SPACE:
             raise

@@ -7,8 +7,10 @@ Ctrl-C. Does not start builds.
 from __future__ import annotations
 
 import logging
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -95,6 +97,7 @@ class BuildWatch:
         self._on_progress = on_progress
         self._tree = ProgressTree()
         self._stopped = threading.Event()
+        self._interrupted = False
         self._failure: BaseException | None = None
 
     def run(self, work: Callable[[], T]) -> T:
@@ -104,29 +107,36 @@ class BuildWatch:
             KeyboardInterrupt: Ctrl-C was pressed; the build was stopped at its next step.
         """
         results: list[T] = []
+        # Not Thread.join: in Python 3.10 and 3.11 an interrupted join takes the thread for finished (bpo-45274).
+        done = threading.Event()
 
         def target() -> None:
             try:
                 results.append(work())
             except BaseException as error:  # raised again below, in the caller's thread
                 self._failure = self._failure or error
+            finally:
+                done.set()
 
         thread = threading.Thread(target=target, name="voxedge-build", daemon=True)
         _running.append(self)
-        thread.start()
         try:
-            while thread.is_alive():
-                thread.join(_POLL_S)
-        except KeyboardInterrupt:
-            self._stopped.set()
-            _log.warning("stopping the build of %s; press Ctrl-C again to leave at once", self._graph)
-            thread.join()
-            raise
+            with _deferred_interrupts(self._interrupt):
+                thread.start()
+                while not done.wait(_POLL_S):
+                    pass
         finally:
             _running.remove(self)
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self._failure is not None:
             raise self._failure
         return results[0]
+
+    def _interrupt(self) -> None:
+        self._interrupted = True
+        self._stopped.set()
+        _log.warning("stopping the build of %s; press Ctrl-C again to leave at once", self._graph)
 
     def report(self, phase: str, fraction: float) -> None:
         """Tell the progress callback; keeps what it raises."""
@@ -162,6 +172,28 @@ class BuildWatch:
                 return not watch.stopped
 
         return Monitor()
+
+
+@contextmanager
+def _deferred_interrupts(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call `interrupt` at the first Ctrl-C instead of raising at whatever line Python is; a second one raises.
+
+    A handler of the application, and one that ignores Ctrl-C, stays in place.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def handle(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupt()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared_logger(library: Library) -> Any:  # noqa: ANN401
