@@ -77,7 +77,7 @@ class DitConfig:
     @property
     def cross_kv_heads(self) -> int:
         """Key and value heads of the cross attention; 0 without."""
-        return self.cond_embed_dim // self.head_dim
+        return self.cond_embed_dim // max(self.head_dim, 1)
 
     def validate(self, where: str) -> DitConfig:
         """Check sizes that depend on each other.

@@ -7,6 +7,7 @@ memory. Does not know: formats.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from voxedge.engines.errors import CheckpointError, MissingResourceError
 
+MAX_NAME_BYTES = 255
 Bytes = npt.NDArray[np.uint8]
 
 
@@ -37,11 +39,16 @@ class SourceFile:
             MissingResourceError: there is nothing at the path.
             CheckpointError: it is no regular file.
         """
-        if not path.exists():
-            raise MissingResourceError(f"{path}: no such file; check the path, or download the checkpoint completely")
-        if not path.is_file():
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            message = f"{path}: no such file; check the path, or download the checkpoint completely"
+            raise MissingResourceError(message) from error
+        except (OSError, ValueError) as error:  # a name too long, a zero byte in it, a folder without permission
+            raise CheckpointError(f"{path}: cannot be opened ({error}); check the path") from error
+        if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: expected a file, found something else; give the weight file itself")
-        return cls(path, path.stat().st_size)
+        return cls(path, status.st_size)
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -86,8 +93,9 @@ def path_inside(folder: Path, relative: str, root: Path, where: str) -> Path:
     """
     target = Path(os.path.normpath(folder.absolute() / relative))
     plain = relative and not set(relative) & {"\\", "\0"} and not Path(relative).is_absolute()
-    if not plain or not target.is_relative_to(Path(os.path.normpath(root.absolute()))):
-        raise CheckpointError(f"{where}: expected a relative path inside {root}, found {relative!r}")
+    short = len(relative.encode(errors="replace")) <= MAX_NAME_BYTES
+    if not plain or not short or not target.is_relative_to(Path(os.path.normpath(root.absolute()))):
+        raise CheckpointError(f"{where}: expected a relative path inside {root}, found {relative[:80]!r}")
     return target
 
 

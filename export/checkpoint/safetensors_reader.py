@@ -15,7 +15,7 @@ from typing import Any
 
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.config_file import load_json, parse_json
-from voxedge.export.checkpoint.file_access import SourceFile
+from voxedge.export.checkpoint.file_access import MAX_NAME_BYTES, SourceFile
 from voxedge.export.checkpoint.tensors import MAX_AXES, Block, LazyTensor, block_indices, decode, item_bytes
 
 MAX_HEADER_BYTES = 100_000_000
@@ -119,8 +119,10 @@ def _weight_map(index_path: Path) -> dict[str, str]:
         raise CheckpointError(f"{index_path}: expected an object `weight_map` of tensor names to file names")
     for key, name in weight_map.items():
         plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
-        if not plain:
-            raise CheckpointError(f"{index_path}: {key!r}: expected the plain name of a file beside it, found {name!r}")
+        if not plain or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+            raise CheckpointError(
+                f"{index_path}: {key!r}: expected the plain name of a file beside it, found {str(name)[:80]!r}"
+            )
     return weight_map
 
 

@@ -95,7 +95,8 @@ def split_single_file(
     text, speech = _assign(tensors, rule, where)
     own_norm = "norm.weight" in speech
     _complete_layers(text, speech, config, rule, where)
-    speech.setdefault("norm.weight", text["norm.weight"]) if "norm.weight" in text else None
+    if "norm.weight" in text:
+        speech.setdefault("norm.weight", text["norm.weight"])
     own_rows = [_split_matrix(name, text, speech, config, rows, where) for name in _matrices(config, text, speech)]
     text_rows = config.vocab_size if all(own_rows) else min(rows.offset, config.vocab_size)
     gate = speech["layers.0.mlp.gate_proj.weight"].shape

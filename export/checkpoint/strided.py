@@ -82,8 +82,10 @@ class StridedTensor:
                 values = _view(decode(data, self.dtype), lengths, strides)
                 yield tuple(index[axis] for axis in back), values.transpose(back)
         if self.checksum not in (None, checksum):
-            raise CheckpointError(f"{self.name}: expected checksum {self.checksum:08x}, found {checksum:08x}; "
-                                  "the file is damaged: download it again")  # fmt: skip
+            raise CheckpointError(
+                f"{self.name}: expected checksum {self.checksum:08x}, found {checksum:08x}; the file is damaged: "
+                "download it again"
+            )
 
     def _order(self) -> tuple[int, ...]:
         """Axes from the slowest to the fastest in the file."""

@@ -139,6 +139,7 @@ BAD_FIELDS: dict[str, tuple[str, object, str]] = {
     "tokenizer far outside": ("tokenizer", "../../outside", "relative path"),
     "expert outside": ("text_expert", "../checkpoint_moe_gen", "relative path"),
     "expert by a detour": ("speech_expert", "x/../../checkpoint_moe_gen", "relative path"),
+    "endless expert": ("text_expert", "x" * 5000, "relative path"),
     "empty expert": ("speech_expert", "", "relative path"),
     "vocoder outside": ("vae", "/etc", "relative path"),
 }

@@ -134,6 +134,7 @@ REFUSED_DIT = {
     "transformer_type": (f"{OPTIONS}.transformer_type", "x-transformers"),
     "eps": (f"{OPTIONS}.norm_kwargs.eps", 1e-6),
     "unheard_of": (f"{OPTIONS}.unheard_of", 1),
+    "num_heads must": (f"{OPTIONS}.embed_dim", 1),
     "num_heads": (f"{OPTIONS}.num_heads", 3),
     "diffusion_objective": ("model.diffusion.diffusion_objective", "rf_denoiser"),
     "`edm` is given": ("model.diffusion.diffusion_objective", "v"),
