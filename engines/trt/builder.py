@@ -287,7 +287,8 @@ def _explain(graph: GraphSpec, errors: list[str], needed_bytes: int) -> str:
     said = "; ".join(errors[-5:]) or "the builder gave no reason; run again with -v"
     text = f"graph {graph.name} was refused: {said}"
     if "FP32 GEMM is not supported" in said:
-        return f"{text}. Devices of SM75 take FP16 graphs only: export with --precision fp16, or leave 75 out of --sm"
+        way = "export with --precision fp16, or leave" if graph.precision == "fp32" else "leave"
+        return f"{text}. SM75 has no FP32 matrix products, not even in an FP16 graph's FP32 parts: {way} 75 out of --sm"
     if "Could not find any implementation" in said or "OutOfMemory" in said:
         return f"{text}. It may lack memory (about {files.format_bytes(needed_bytes)}): close programs or add swap"
     return text
