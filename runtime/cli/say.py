@@ -7,7 +7,6 @@ is made; figures on stderr (on stdout with --json). A run that fails leaves no f
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +53,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         check_output(Path(arguments.file), arguments.force)
     bundle, text = bundle_and_text(arguments)
     prompt = () if arguments.speech_tokens is None else read_tokens(arguments.speech_tokens)
-    started = time.perf_counter()
     with open_synthesizer(bundle, arguments, console) as synthesizer:
-        load_s = time.perf_counter() - started
         seed = fresh_seed() if arguments.seed is None else arguments.seed
         config = synthesis_config(synthesizer, arguments)
         request = speak.Request(text, arguments.description, seed, config, prompt)
@@ -66,7 +63,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         audio = speak.speak(synthesizer, request, console) if arguments.stream else request.audio(synthesizer)
         audio = speak.resampled(audio, arguments.rate)
         audio.save(Path(arguments.file), overwrite=arguments.force)
-        _show({"file": arguments.file, **speak.figures(audio, synthesizer), "load_s": load_s}, console)
+        _show({"file": arguments.file, **speak.figures(audio, synthesizer)}, console)
     return 0
 
 
@@ -114,6 +111,6 @@ def _show(report: dict[str, Any], console: Console) -> None:
     console.note(
         f"{report['file']}: {report['seconds']:.2f} s, seed {report['seed']}, finish reason {report['finish_reason']}\n"
         f"RTF {report['rtf']:.3f} (wall {report['wall_s']:.2f} s / audio {report['seconds']:.2f} s, lower is better), "
-        f"first audio after {report['first_audio_s']:.2f} s, loaded in {report['load_s']:.2f} s, "
+        f"first audio after {report['first_audio_s']:.2f} s, both with loading; "
         f"backend {report['backend']}"
     )

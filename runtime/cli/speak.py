@@ -132,6 +132,7 @@ def figures(audio: Audio, synthesizer: Synthesizer) -> dict[str, Any]:
         "wall_s": audio.timing.wall_s,
         "rtf": audio.timing.rtf,
         "first_audio_s": audio.timing.first_audio_s,
+        "tokens": audio.timing.tokens,
         "backend": synthesizer.backend,
         "note": synthesizer.bundle.manifest.note,
     }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from voxedge.runtime.synthesizer import SynthesisConfig, Synthesizer
 
 BACKENDS = ("auto", "cpu", "cuda", "tensorrt", "tensorrt_rtx")
+SOLVERS = ("euler", "heun", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde")
 CUT = "the speech was cut at its longest length; raise --max-tokens or split the text"
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty", "min_tokens", "max_tokens")
 
@@ -37,7 +38,8 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=whole(0), metavar="N", help="the same seed gives the same audio")
     group.add_argument("--steps", type=whole(1), metavar="N", help="solver steps")
     group.add_argument("--cfg", type=number(0.0, 100.0), metavar="X", help="classifier-free guidance scale")
-    group.add_argument("--solver", metavar="NAME", help="of the diffusion decoder")
+    group.add_argument("--solver", choices=SOLVERS, help="of the diffusion decoder")
+    group.add_argument("--window", type=number(0.1, 600.0), metavar="S", help="of speech that is decoded at once")
     group.add_argument("--temperature", type=number(0.0, 100.0), metavar="X")
     group.add_argument("--top-k", type=whole(0), metavar="N", help="0: all")
     group.add_argument("--top-p", type=number(0.0, 1.0), metavar="X", help="1: all")
@@ -73,7 +75,7 @@ def synthesis_config(synthesizer: Synthesizer, arguments: argparse.Namespace) ->
     if arguments.greedy:
         given["temperature"] = 0.0
     changes: dict[str, Any] = {"sampling": dataclasses.replace(base.sampling, **given)}
-    for field, flag in (("steps", "steps"), ("cfg_scale", "cfg"), ("solver", "solver")):
+    for field, flag in (("steps", "steps"), ("cfg_scale", "cfg"), ("solver", "solver"), ("window_s", "window")):
         if getattr(arguments, flag) is not None:
             changes[field] = getattr(arguments, flag)
     return dataclasses.replace(base, **changes)

@@ -18,6 +18,7 @@ from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.manifest import DimRange, GraphSpec, ManifestDraft, TensorSpec
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing
 from voxedge.runtime.cli.console import Console
+from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.sampling import SamplingConfig
 
 RATE = 8000
@@ -43,14 +44,7 @@ def write_bundle(target: Path, note: str = "") -> Bundle:
         return writer.commit(ManifestDraft("toy", settings, (GRAPH,), created_by="voxedge tests", note=note))
 
 
-@dataclass(frozen=True)
-class ToneConfig:
-    """The fields of a synthesis configuration that the command line sets."""
-
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.7, top_k=25))
-    steps: int | None = None
-    cfg_scale: float | None = None
-    solver: str | None = None
+CONFIG = SynthesisConfig(SamplingConfig(temperature=0.7, top_k=25))
 
 
 @dataclass
@@ -60,7 +54,7 @@ class ToneSynthesizer:
     bundle: Bundle
     failure: BaseException | None = None
     finish_reason: FinishReason = "stop"
-    default_config: ToneConfig = field(default_factory=ToneConfig)
+    default_config: SynthesisConfig = CONFIG
     backend: str = "cpu"
     sample_rate: int = RATE
     asked: list[dict[str, Any]] = field(default_factory=list)
