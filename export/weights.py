@@ -68,7 +68,7 @@ def save_graphs(
     _write(data, slots.values(), progress)
     for flavour, traced in graphs.items():
         for name, value in traced.model.graph.initializers.items():
-            if value.const_value is None:
+            if _is_streamed(value):
                 value.const_value = _external(slots[name, _dtype(value)], data, name)
         ir.save(traced.model, paths[flavour])
 
@@ -85,12 +85,17 @@ def _plan(graphs: Iterable[Traced], tensors: Tensors) -> dict[tuple[str, np.dtyp
     for traced in graphs:
         for name, value in traced.model.graph.initializers.items():
             key = (name, _dtype(value))
-            if value.const_value is not None or key in slots:
+            if not _is_streamed(value) or key in slots:
                 continue
             slots[key] = _Slot(_source(traced, name, tensors), key[1], _shape(value), offset)
             _check_shape(name, slots[key])
             offset += -(-slots[key].size // ALIGNMENT) * ALIGNMENT
     return slots
+
+
+def _is_streamed(value: ir.Value) -> bool:
+    """Whether an initialiser is a parameter; one that was saved before may be saved again with other weights."""
+    return value.const_value is None or isinstance(value.const_value, ir.ExternalTensor)
 
 
 def _source(traced: Traced, name: str, tensors: Tensors) -> LazyTensor:

@@ -86,6 +86,8 @@ class Audio:
     """Why speech ended; `length` means that it was cut."""
     timing: Timing
     """How long it took."""
+    speech_tokens: tuple[int, ...] = ()
+    """What was drawn; give it as the speech prompt of a further text to go on in the same voice."""
 
     def __iter__(self) -> Iterator[Samples | int]:
         yield self.samples

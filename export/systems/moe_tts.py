@@ -26,7 +26,6 @@ from voxedge.runtime.systems.moe_tts_settings import (
     SamplingSettings,
     SpeechSettings,
     VocoderSettings,
-    WindowSettings,
 )
 
 
@@ -93,7 +92,6 @@ def settings(checkpoint: MoeTtsCheckpoint, config: ExportConfig) -> MoeTtsSettin
         diffusion=_diffusion(checkpoint),
         vocoder=_vocoder(checkpoint),
         sampling=SamplingSettings(max_tokens=longest),
-        windows=WindowSettings(stretch_s=config.max_seconds),
     )
 
 

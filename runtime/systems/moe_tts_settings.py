@@ -91,8 +91,12 @@ class VocoderSettings:
 class WindowSettings:
     """How latents are made and decoded while tokens still come."""
 
-    stretch_s: float = 30.0
-    """Longest stretch that the bidirectional decoder makes at once, in seconds."""
+    stream_s: float = 2.0
+    """Seconds that the bidirectional decoder makes at once in a stream."""
+    context_s: float = 1.0
+    """Seconds before a window that it also sees."""
+    lookahead_s: float = 0.4
+    """Seconds behind a window that it also sees; they delay the first audio."""
     chunk_latents: int = 50
     """Latents of one vocoder call; fewer is less delay and more overlap work."""
 

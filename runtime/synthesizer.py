@@ -1,0 +1,251 @@
+"""Text to speech in one call: open a bundle, speak, listen while it speaks.
+
+In: a bundle's folder (or nothing, for the built-in voice) and texts. Out: `Audio`, or `AudioChunk`s as they are made.
+Offline synthesis consumes the stream: there is one path. Does not print, play or pick a device behind the user's back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from voxedge.engines.bundle import Bundle
+from voxedge.engines.errors import BundleError, InferenceError, VoxedgeError
+from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions, MemoryPlan
+from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing, check_audio
+from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.noise import fresh_seed
+from voxedge.runtime.prompt import Turn, check_text
+from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System, Utterance
+from voxedge.runtime.systems.moe_tts import MoeTts
+from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
+from voxedge.runtime.text import split_text
+
+__all__ = ["Request", "SynthesisConfig", "Synthesizer", "built_in_voice"]
+
+logger = logging.getLogger(__name__)
+
+SYSTEMS: dict[str, Callable[[Bundle, GraphLoader], System]] = {MOE_TTS: MoeTts}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to say and how; one of a batch."""
+
+    text: str
+    description: str = ""
+    """Of the voice, in the language that the system was trained with; empty for none."""
+    seed: int | None = None
+    """The same seed says the same again; None draws a fresh one, which the result holds."""
+    config: SynthesisConfig | None = None
+    """None takes the bundle's own options."""
+    speech_prompt: tuple[int, ...] = ()
+    """Speech tokens to go on from; they are not heard again."""
+    earlier: tuple[Turn, ...] = ()
+    """The conversation before."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a stream knows when it ends."""
+
+    started: float
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    tokens: list[int] = field(default_factory=list)
+    first_audio_s: float = 0.0
+
+
+class Synthesizer:
+    """A loaded voice.
+
+    Example:
+        >>> with Synthesizer.from_pretrained() as voice:
+        ...     samples, rate = voice.synthesize("Hello.", seed=1)
+        >>> rate
+        48000
+    """
+
+    def __init__(self, bundle: Bundle, options: LoadOptions) -> None:
+        """Use `from_pretrained`."""
+        if bundle.manifest.system not in SYSTEMS:
+            raise BundleError(
+                f"expected a system of {', '.join(SYSTEMS)}, found {bundle.manifest.system!r}; "
+                "a newer voxedge may know it: pip install -U voxedge"
+            )
+        self.bundle = bundle
+        self._loader = GraphLoader(bundle, options)
+        self._system = SYSTEMS[bundle.manifest.system](bundle, self._loader)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path | None = None,
+        *,
+        backend: BackendName = "auto",
+        memory: MemoryPlan = "auto",
+        threads: int | None = None,
+    ) -> Synthesizer:
+        """Open a bundle; its graphs are loaded when they are first needed (see `warmup`).
+
+        Args:
+            path: The bundle's folder; None for the built-in voice.
+            backend: What runs the graphs. Only `auto` may fall back to the CPU.
+            memory: `staged` holds one stage's graphs at a time; `auto` does so when memory is short.
+            threads: CPU threads; None for the physical cores.
+
+        Raises:
+            MissingResourceError: There is no such bundle.
+            BundleError: The bundle is damaged.
+            BackendUnavailableError: The backend is not there.
+        """
+        bundle = Bundle.open(built_in_voice() if path is None else path)
+        return cls(bundle, LoadOptions(backend, memory, threads))
+
+    def __enter__(self) -> Synthesizer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def sample_rate(self) -> int:
+        """Of all audio, in Hz."""
+        return self._system.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of all audio."""
+        return self._system.channels
+
+    @property
+    def backend(self) -> str:
+        """What really runs the graphs: `cpu` or `cuda`."""
+        return self._loader.backend
+
+    @property
+    def default_config(self) -> SynthesisConfig:
+        """The bundle's own options; change some with `dataclasses.replace`."""
+        return self._system.default_config
+
+    def warmup(self) -> None:
+        """Load all graphs and speak once, so that the next call is as fast as all later ones."""
+        short = dataclasses.replace(self.default_config.sampling, min_tokens=1, max_tokens=8)
+        self.synthesize("Warm up.", seed=0, config=dataclasses.replace(self.default_config, sampling=short, steps=2))
+
+    def close(self) -> None:
+        """Give back the memory; the voice cannot be used afterwards."""
+        self._loader.close()
+
+    def synthesize(
+        self,
+        text: str,
+        *,
+        description: str = "",
+        seed: int | None = None,
+        config: SynthesisConfig | None = None,
+        speech_prompt: Sequence[int] = (),
+        earlier: Sequence[Turn] = (),
+    ) -> Audio:
+        """Speak a text.
+
+        Args:
+            text: Any length; long text is split by sentence.
+            description: Of the voice, such as "A calm, deep voice."; empty for none.
+            seed: The same seed says the same again; None draws a fresh one.
+            config: Options; None for the bundle's own.
+            speech_prompt: Speech tokens to go on from.
+            earlier: The conversation before.
+
+        Raises:
+            InputError: The text or an option cannot be used.
+            InferenceError: A graph failed, or what it gave is no audio.
+        """
+        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier))
+        return self._whole(request, fresh_seed() if seed is None else seed)
+
+    def stream(
+        self,
+        text: str,
+        *,
+        description: str = "",
+        seed: int | None = None,
+        config: SynthesisConfig | None = None,
+        speech_prompt: Sequence[int] = (),
+        earlier: Sequence[Turn] = (),
+    ) -> Iterator[AudioChunk]:
+        """Speak a text, giving audio while it is being made; closing the iterator ends the work.
+
+        Args and errors as for `synthesize`. With the same `config.window_s` the samples are the same, too.
+        """
+        config = config or self.default_config
+        if config.window_s is None:
+            config = dataclasses.replace(config, window_s=self._system.stream_window_s)
+        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier))
+        return self._chunks(request, fresh_seed() if seed is None else seed, _Progress(time.perf_counter()))
+
+    def synthesize_batch(self, requests: Iterable[Request]) -> Iterator[Audio | VoxedgeError]:
+        """Speak one request after the other; a failure is a value at its place and does not end the batch."""
+        for request in requests:
+            try:
+                yield self._whole(request, fresh_seed() if request.seed is None else request.seed)
+            except VoxedgeError as error:
+                yield error
+
+    def _whole(self, request: Request, seed: int) -> Audio:
+        progress = _Progress(time.perf_counter())
+        chunks = list(self._chunks(request, seed, progress))
+        samples = np.concatenate([chunk.samples for chunk in chunks])
+        wall_s = time.perf_counter() - progress.started
+        timing = Timing(
+            wall_s=wall_s,
+            audio_s=len(samples) / self.sample_rate,
+            first_audio_s=progress.first_audio_s,
+            tokens=len(progress.tokens),
+            stages_s=progress.watch.stages_s,
+        )
+        reason = chunks[-1].finish_reason or "stop"
+        return Audio(samples, self.sample_rate, seed, reason, timing, tuple(progress.tokens))
+
+    def _chunks(self, request: Request, seed: int, progress: _Progress) -> Iterator[AudioChunk]:
+        """Chunks of all pieces of a text; every one is checked before it is given."""
+        config = request.config or self.default_config
+        texts = split_text(check_text(request.text), *self._system.budget())
+        reason: FinishReason = "stop"
+        index, heard = 0, False
+        for number, text in enumerate(texts):
+            prompt = request.speech_prompt if not number else ()
+            utterance = Utterance(text, config, seed, request.description, number, prompt, request.earlier)
+            for piece in self._system.utter(utterance, progress.watch):
+                samples = self._with_pause(piece, config, number + 1 < len(texts))
+                heard = not check_audio(samples).silent or heard
+                if piece.finish_reason == "length":
+                    reason = "length"
+                progress.tokens += piece.tokens
+                progress.first_audio_s = progress.first_audio_s or time.perf_counter() - progress.started
+                last = piece.finish_reason is not None and number + 1 == len(texts)
+                if last and not heard:
+                    raise InferenceError(
+                        "expected speech, found silence; try another --seed, and run `voxedge verify` on the bundle"
+                    )
+                yield AudioChunk(samples, self.sample_rate, index, last, reason if last else None)
+                index += 1
+
+    def _with_pause(self, piece: Piece, config: SynthesisConfig, more: bool) -> Samples:
+        if piece.finish_reason is None or not more:
+            return piece.samples
+        pause = np.zeros((round(config.sentence_pause_s * self.sample_rate), self.channels), np.float32)
+        return np.concatenate([piece.samples, pause])
+
+
+def built_in_voice() -> Path:
+    """Folder of the voice that comes with the package."""
+    return Path(__file__).parent / "data" / "voice"

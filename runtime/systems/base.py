@@ -1,0 +1,85 @@
+"""What every system gives to `runtime.synthesizer`: one utterance in, pieces of sound out.
+
+In: an `Utterance`. Out: `Piece`s as they are made. Only types; no system is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from voxedge.runtime.audio import FinishReason
+from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.prompt import Turn
+
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One piece of text, short enough to be spoken at once."""
+
+    text: str
+    config: SynthesisConfig
+    seed: int
+    description: str = ""
+    """Of the voice; empty for none."""
+    index: int = 0
+    """Place among the pieces of a long text; each draws noise of its own."""
+    speech_prompt: tuple[int, ...] = ()
+    """Speech tokens to go on from; they are heard by the model and not by the listener."""
+    earlier: tuple[Turn, ...] = ()
+    """The conversation before."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A stretch of one utterance."""
+
+    samples: Samples
+    """[T, channels]."""
+    tokens: tuple[int, ...] = ()
+    """All speech tokens of the utterance; on the last piece only."""
+    finish_reason: FinishReason | None = None
+    """Set on the last piece only."""
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by stage; the stages of a stream take turns, so each adds up its own stretches."""
+
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add to a stage."""
+        self.stages_s[stage] = self.stages_s.get(stage, 0.0) + seconds
+
+
+class System(Protocol):
+    """One loaded system."""
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+
+    @property
+    def channels(self) -> int:
+        """Of the audio."""
+
+    @property
+    def default_config(self) -> SynthesisConfig:
+        """The bundle's own options."""
+
+    @property
+    def stream_window_s(self) -> float:
+        """The window that `stream` takes unless told otherwise."""
+
+    def budget(self) -> tuple[int, Callable[[str], int]]:
+        """Most text tokens of one utterance, and how to count them."""
+
+    def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:
+        """Speak one utterance; the last piece has a finish reason."""
