@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         return _reader_gone()
+    except KeyboardInterrupt as error:  # before the verb began, or after it ended
+        return _fail(Console(GlobalOptions()), error, "interrupted", EXIT_INTERRUPTED)
     return code
 
 

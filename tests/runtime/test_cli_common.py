@@ -151,6 +151,18 @@ def test_what_the_system_refuses_is_explained(
     assert "Traceback" not in message
 
 
+@pytest.mark.parametrize("name", ["make_parser", "logging_to"])
+def test_an_interrupt_outside_of_the_verb_is_130_too(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, name, interrupted)
+    assert cli.main(["info", "nothing"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
