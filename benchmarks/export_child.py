@@ -27,9 +27,9 @@ def export_plain(checkpoint: Path, output: Path, precision: Literal["fp32", "fp1
     """The speech expert's portable graph, the way that PyTorch's documentation shows it."""
     import torch
 
-    module = _module(checkpoint / "speech_expert", precision)
-    shape = module.shape
-    past = [torch.zeros(7, 1, shape.kv_heads, shape.head_dim, dtype=shape.dtype) for _ in range(2 * shape.layers)]
+    module, config = _module(checkpoint / "speech_expert", precision)
+    rows = (7, 1, config.kv_heads, config.head_dim)
+    past = [torch.zeros(rows, dtype=module.form.dtype) for _ in range(2 * config.layers)]
     arguments = (torch.zeros(1, 5, dtype=torch.int32), [torch.zeros(1, dtype=torch.int32)], past)
     dynamic = ({1: torch.export.Dim("new")}, [None], [{0: torch.export.Dim("past")} for _ in past])
     output.mkdir(parents=True)
@@ -44,30 +44,20 @@ def export_plain(checkpoint: Path, output: Path, precision: Literal["fp32", "fp1
     )
 
 
-def _module(folder: Path, precision: Literal["fp32", "fp16"]) -> Any:  # noqa: ANN401 - torch only inside this process
-    """The decoder of `voxedge.export` with its weights, read one by one into its own storage."""
+def _module(folder: Path, precision: Literal["fp32", "fp16"]) -> tuple[Any, Any]:
+    """The decoder of `voxedge.export` with its weights, read one by one into its own storage; and its sizes."""
     import torch
 
-    from voxedge.export.modules.decoder_lm import DecoderLm, DecoderShape
+    from voxedge.export.checkpoint.qwen3 import load_qwen3
+    from voxedge.export.modules.decoder_lm import DecoderForm, DecoderLm
 
-    config = json.loads((folder / "config.json").read_text())
-    shape = DecoderShape(
-        hidden_size=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        intermediate_size=config["intermediate_size"],
-        rms_norm_eps=config["rms_norm_eps"],
-        vocabulary=config["vocab_size"],
-        head_rows=config["vocab_size"],
-        max_context=4096,
-        dtype=torch.float16 if precision == "fp16" else torch.float32,
-    )
-    module = DecoderLm(shape, "portable").eval()
+    config = load_qwen3(folder).config
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    form = DecoderForm(head_rows=config.vocab_size, max_context=4096, dtype=dtype)
+    module = DecoderLm(config, form, "portable").eval()
     with torch.no_grad():
-        _load(module, folder, tied=config["tie_word_embeddings"])
-    return module
+        _load(module, folder, tied=config.tied)
+    return module, config
 
 
 def _load(module: Any, folder: Path, *, tied: bool) -> None:  # noqa: ANN401 - as above

@@ -58,7 +58,7 @@ def run(plan: Plan, entries: list[Entry], threads: list[int], results: Results) 
             for context in sorted(plan.contexts):
                 results.figures += lineup.decode(context)
             overhead = lineup.overhead_us(max(plan.contexts), _OVERHEAD_STEPS)
-            results.overhead_us |= {f"{name}, {count} threads": value for name, value in overhead.items()}
+            results.overhead_us |= {f"{name}, threads={count}": value for name, value in overhead.items()}
             results.figures += lineup.prefill()
         finally:
             results.failures |= lineup.failures
@@ -112,7 +112,7 @@ def ratios(results: Results, entries: list[Entry]) -> tuple[list[str], list[list
         ]
         if peers:
             best = min(peers, key=lambda peer: peer.ms)
-            place = f"{figure.phase} {figure.context}, {figure.threads} threads"
+            place = f"{figure.phase} {figure.context}, threads={figure.threads}"
             rows.append([figure.engine, place, f"{figure.ms:.1f}", best.engine, f"{best.ms:.1f}"])
             rows[-1].append(f"{best.ms / figure.ms:.2f}")
     return ["engine", "phase", "ms", "best peer of equal bits", "its ms", "times faster"], rows

@@ -136,9 +136,8 @@ class Lineup:
         """Median microseconds per step outside the runtime library, for engines that can tell."""
         found = {}
         for entry in self.entries:
-            times = self.workers[entry.name].ask("overhead", length=context, steps=steps)["overhead_s"]
-            if times:
-                found[entry.name] = statistics.median(times) * 1e6
+            parts = self.workers[entry.name].ask("overhead", length=context, steps=steps)["overhead_s"]
+            found |= {f"{entry.name}, {part}": statistics.median(times) * 1e6 for part, times in parts.items()}
         return found
 
     def decode(self, context: int) -> list[Figure]:

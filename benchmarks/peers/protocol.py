@@ -60,9 +60,9 @@ class LmEngine(ABC):
         """Library versions and settings worth printing."""
         return {}
 
-    def overhead_s(self, steps: int) -> list[float] | None:
-        """Seconds per step spent outside the runtime library's own run call; None where it cannot be told apart."""
-        return None
+    def overhead_s(self, steps: int) -> dict[str, list[float]]:
+        """Seconds of every step outside the runtime library's own run call, by part; empty where it cannot be told."""
+        return {}
 
 
 class _Session:

@@ -1,0 +1,127 @@
+"""voxedge itself: the speech expert's graph for ONNX Runtime, driven by the runtime's own decoding loop.
+
+In: a random MoE-TTS checkpoint, exported by `prepare`. Options: those of `ExportConfig`. The timed step is
+`runtime.decoder.Decoder.forward` over the shared cache; nothing is bypassed for the benchmark.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from protocol import Handle, LmEngine, Logits, Reply, Request, serve_engine
+
+_GRAPH = "speech_expert"
+
+
+def _folder(request: Request) -> Path:
+    return Path(request["work"]) / f"voxedge-{request['options']['precision']}"
+
+
+def prepare(request: Request) -> Reply:
+    """Export the checkpoint with voxedge, once; a bundle appears only when it is complete."""
+    import onnxruntime  # noqa: F401
+
+    from voxedge.export.config import ExportConfig
+    from voxedge.export.systems import export_checkpoint
+
+    folder = _folder(request)
+    if not (folder / "voxedge.json").is_file():
+        config = ExportConfig(components=(_GRAPH,), **request["options"])
+        export_checkpoint(Path(request["checkpoint"]), folder, config)
+    return {"path": str(folder)}
+
+
+class _TimedBinding:
+    """A binding that adds up the seconds of its runs."""
+
+    def __init__(self, inner: Handle, times: list[float]) -> None:
+        self.bind = inner.bind
+        self._run = inner.run
+        self._times = times
+
+    def run(self) -> None:
+        started = time.perf_counter()
+        self._run()
+        self._times.append(time.perf_counter() - started)
+
+
+class _TimedEngine:
+    """The engine with timed bindings; all else is the engine's own."""
+
+    def __init__(self, inner: Handle) -> None:
+        self._inner = inner
+        self.times: list[float] = []
+
+    def __getattr__(self, name: str) -> Handle:
+        return getattr(self._inner, name)
+
+    def binding(self) -> _TimedBinding:
+        return _TimedBinding(self._inner.binding(), self.times)
+
+
+class VoxedgeOrt(LmEngine):
+    """The speech expert on ONNX Runtime's CPU provider."""
+
+    def __init__(self, request: Request) -> None:
+        import onnxruntime
+
+        from voxedge.engines.bundle import Bundle
+        from voxedge.engines.ort import OrtEngine, OrtOptions
+        from voxedge.runtime.decoder import Decoder, KvCache
+
+        bundle = Bundle.open(_folder(request))
+        spec = bundle.manifest.graph(_GRAPH, "ort")
+        options = OrtOptions(device="cpu", threads=int(request["threads"]))
+        self._engine: Any = _TimedEngine(OrtEngine(bundle.graph_path(spec), spec, options))
+        self._version = onnxruntime.__version__
+        self._decoder = Decoder(self._engine)
+        self._cache = KvCache(self._engine, self._decoder.cache_shape, int(request["capacity"]))
+        config = json.loads((Path(request["checkpoint"]) / "speech_expert" / "config.json").read_text())
+        self.rows = int(config["vocab_size"])
+
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._cache.length
+
+    def rewind(self, length: int) -> None:
+        """Shorten the cache; its rows stay where they are."""
+        self._cache.length = length
+
+    def prefill(self, ids: list[int]) -> Logits:
+        """Append ids; the logits leave out the end of speech, which the peers' models do not have."""
+        logits: Logits = self._decoder.forward(np.array(ids, np.int32), self._cache)[: self.rows]
+        return logits
+
+    def step(self, token: int) -> Logits:
+        """Append one id."""
+        return self.prefill([token])
+
+    def versions(self) -> dict[str, str]:
+        """Version of ONNX Runtime."""
+        return {"onnxruntime": self._version}
+
+    def overhead_s(self, steps: int) -> dict[str, list[float]]:
+        """Time of the decoding loop around the session's own run, and of the sampler's choice of the next id."""
+        from voxedge.runtime.noise import NoiseStream
+        from voxedge.runtime.sampling import Sampler, SamplingConfig
+
+        config = SamplingConfig(top_k=25, top_p=0.8, ras_window=10, max_tokens=steps + 1)
+        sampler = Sampler(config, None, None, NoiseStream(0, "benchmark"))
+        token = 1
+        found: dict[str, list[float]] = {"decoding loop": [], "sampler": []}
+        for _ in range(steps):
+            started = time.perf_counter()
+            logits = self.step(token)
+            stepped = time.perf_counter()
+            token = sampler.next(logits)
+            found["sampler"].append(time.perf_counter() - stepped)
+            found["decoding loop"].append(stepped - started - self._engine.times[-1])
+        return found
+
+
+if __name__ == "__main__":
+    serve_engine(VoxedgeOrt, prepare)
