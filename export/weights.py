@@ -107,6 +107,8 @@ def _source(traced: Traced, name: str, tensors: Tensors) -> LazyTensor:
     tensor = tensors[wanted]
     if stored is None or stored.transform == "same":
         return tensor
+    if stored.transform == "pointwise":
+        return Reshaped(tensor, (*tensor.shape, 1))
     if stored.transform == "transpose":
         return Transposed(Reshaped(tensor, tensor.shape[:2]))
     function = np.exp if stored.transform == "exp" else _inverse_exp

@@ -20,8 +20,9 @@ class Stored:
 
     name: str
     """The checkpoint's own name of the leaf."""
-    transform: Literal["same", "transpose", "exp", "inverse_exp"]
-    """`same`: as they are; `transpose`: [out, in] or [out, in, 1] to [in, out]; `exp`, `inverse_exp`: see `Snake`."""
+    transform: Literal["same", "transpose", "pointwise", "exp", "inverse_exp"]
+    """`same`: as they are; `transpose`: [out, in] or [out, in, 1] to [in, out];
+    `pointwise`: [out, in] to [out, in, 1]; `exp`, `inverse_exp`: see `Snake`."""
 
 
 def parameter(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
@@ -50,6 +51,23 @@ class Linear(nn.Module):
         if self.bias is not None:
             y = y + self.bias
         return y if self.keep else y.float()
+
+
+class IslandLinear(nn.Module):
+    """`weight @ x + bias` of vectors [B, in] in FP32, whatever the graph's precision.
+
+    Written as a convolution of width 1: TensorRT-RTX 1.7 refuses FP32 matrix products on SM75, even in an FP16 graph.
+    """
+
+    stored: ClassVar = {"weight": Stored("weight", "pointwise")}
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = parameter(outputs, inputs, 1)
+        self.bias = parameter(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv1d(x.float().unsqueeze(2), self.weight, self.bias).squeeze(2)
 
 
 class Embedding(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from voxedge.export.checkpoint.dit import DitConfig
 from voxedge.export.modules.attention import RotaryTables, apply_rotary, attend
-from voxedge.export.modules.basic import LayerNorm, Linear, Stored, parameter
+from voxedge.export.modules.basic import IslandLinear, LayerNorm, Linear, Stored, parameter
 
 QK_NORM_EPS = 1e-6
 
@@ -28,17 +28,27 @@ class FourierFeatures(nn.Module):
         self.weight = parameter(features // 2, 1)
 
     def forward(self, time: Tensor) -> Tensor:
-        angle = (2.0 * math.pi) * torch.matmul(time.unsqueeze(1), self.weight.transpose(0, 1))  # [B, features / 2]
+        angle = (2.0 * math.pi) * time.unsqueeze(1) * self.weight.reshape(1, -1)  # [B, features / 2]
         return torch.cat([torch.cos(angle), torch.sin(angle)], -1)
 
 
 class Projection(nn.Module):
     """Linear, SiLU, linear; numbered as the checkpoint's sequence."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int, dtype: torch.dtype, *, bias: bool) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
-        self.add_module("0", Linear(inputs, hidden, dtype, bias=bias))
-        self.add_module("2", Linear(hidden, outputs, dtype, bias=bias))
+        self.add_module("0", first)
+        self.add_module("2", second)
+
+    @classmethod
+    def of_tokens(cls, inputs: int, outputs: int, dtype: torch.dtype) -> Projection:
+        """For conditioning tokens; no bias, so that zeros stay zeros."""
+        return cls(Linear(inputs, outputs, dtype), Linear(outputs, outputs, dtype))
+
+    @classmethod
+    def of_time(cls, inputs: int, hidden: int, outputs: int) -> Projection:
+        """For the noise level: an FP32 island."""
+        return cls(IslandLinear(inputs, hidden), IslandLinear(hidden, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.get_submodule("0")(x)
@@ -156,7 +166,7 @@ class Transformer(nn.Module):
         self.project_out = Linear(width, config.io_channels, dtype)
         self.layers = nn.ModuleList(Block(config, dtype) for _ in range(config.depth))
         if _adaptive(config):
-            self.global_cond_embedder = Projection(width, width, 6 * width, torch.float32, bias=True)
+            self.global_cond_embedder = Projection.of_time(width, width, 6 * width)
         self.rotary = RotaryTables(positions, config.rotary_dim, torch.float32)
 
     def forward(self, x: Tensor, before: list[Tensor], context: Tensor | None, modulation: Tensor | None) -> Tensor:
@@ -183,14 +193,14 @@ class DiffusionTransformer(nn.Module):
         width, features = config.embed_dim, config.timestep_features_dim
         channels, context = config.io_channels + config.input_concat_dim, config.cond_embed_dim
         self.timestep_features = FourierFeatures(features)
-        self.to_timestep_embed = Projection(features, width, width, torch.float32, bias=True)
+        self.to_timestep_embed = Projection.of_time(features, width, width)
         if config.cond_token_dim:
-            self.to_cond_embed = Projection(config.cond_token_dim, context, context, dtype, bias=False)
+            self.to_cond_embed = Projection.of_tokens(config.cond_token_dim, context, dtype)
         if config.global_cond_dim:
             inner = width if config.project_global_cond else config.global_cond_dim
-            self.to_global_embed = Projection(config.global_cond_dim, inner, inner, dtype, bias=False)
+            self.to_global_embed = Projection.of_tokens(config.global_cond_dim, inner, dtype)
         if config.prepend_cond_dim:
-            self.to_prepend_embed = Projection(config.prepend_cond_dim, width, width, dtype, bias=False)
+            self.to_prepend_embed = Projection.of_tokens(config.prepend_cond_dim, width, dtype)
         self.preprocess_conv = Linear(channels, channels, dtype)
         self.postprocess_conv = Linear(config.io_channels, config.io_channels, dtype)
         self.transformer = Transformer(config, positions, dtype)
