@@ -15,7 +15,7 @@ FOLDERS := $(shell find $(PACKAGES) -type d -not -name __pycache__)
 .PHONY: say test lint types limits clean
 
 say: $(VENV)/.say
-	$(BIN)/voxedge say "$(TEXT)" -f "$(OUT)" --force
+	$(BIN)/voxedge say "$(TEXT)" -f "$(OUT)" --force --seed 7
 
 test: lint types limits
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
