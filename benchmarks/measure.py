@@ -134,7 +134,7 @@ class Lineup:
 
     def overhead_us(self, context: int, steps: int) -> dict[str, float]:
         """Median microseconds per step outside the runtime library, for engines that can tell."""
-        found = {}
+        found: dict[str, float] = {}
         for entry in self.entries:
             parts = self.workers[entry.name].ask("overhead", length=context, steps=steps)["overhead_s"]
             found |= {f"{entry.name}, {part}": statistics.median(times) * 1e6 for part, times in parts.items()}
