@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from cli_stand_ins import ToneSynthesizer, opener, write_bundle
 
+from voxedge.calibration import verify
+from voxedge.calibration.metrics import TensorDifference
+from voxedge.calibration.report import GraphReport, SpeechReport, VerifyReport
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.stamps import EngineStamp
 from voxedge.engines.trt import builder
@@ -154,47 +157,43 @@ def test_predicted_size_takes_the_checkpoint_for_two_byte_weights(tmp_path: Path
 # verify
 
 
-@dataclass(frozen=True)
-class Graph:
-    """One graph of a `VerifyReport`."""
-
-    name: str = "tiny"
-    flavour: str = "portable"
-    snr_db: float = 61.2
-    cosine: float = 0.9999995
-    max_error: float = 1.5e-4
-    finite: bool = True
+def verified(failures: tuple[str, ...]) -> VerifyReport:
+    output = TensorDifference("y", snr_db=61.2, cosine=0.9999995, max_error=1.5e-4, finite=1.0)
+    graphs = (
+        GraphReport("tiny", "portable", "fp16", 3, 1.0, (), "reference", (output,)),
+        GraphReport("other", "portable", "fp16", 1, 0.5, ("y",)),
+    )
+    speech = SpeechReport(1.5, 37, "stop", -20.0, 0.5, 0.0, silent=False)
+    return VerifyReport("out", None, ("fp16",), graphs, speech, None, failures, ("no reference",))
 
 
-@dataclass(frozen=True)
-class Report:
-    """Stands in for `VerifyReport`."""
-
-    passed: bool
-    graphs: tuple[Graph, ...] = (Graph(),)
-
-    def to_json(self) -> dict[str, object]:
-        """A part of the real one."""
-        return {"passed": self.passed}
-
-
-@pytest.mark.parametrize(("passed", "code", "verdict"), [(True, 0, "passed"), (False, 5, "FAILED")])
-def test_verify_exits_with_5_when_the_gate_fails(
-    passed: bool,
+@pytest.mark.parametrize(
+    ("failures", "code", "verdict"), [((), 0, "passed"), (("other: expected numbers",), 5, "FAILED")]
+)
+def test_verify_exits_with_5_when_the_gate_is_closed(
+    failures: tuple[str, ...],
     code: int,
     verdict: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    replace_module(monkeypatch, "voxedge.calibration.verify", verify_bundle=lambda *_: Report(passed))
-    root = write_bundle(tmp_path / "voice").root
+    calls: list[Any] = []
+
+    def verify_bundle(path: Path, reference: Path | None, on_progress: Any) -> VerifyReport:  # noqa: ANN401
+        calls.append((path, reference))
+        return verified(failures)
+
+    monkeypatch.setattr(verify, "verify_bundle", verify_bundle)
     report = tmp_path / "report.json"
-    assert main(["verify", str(root), "--report", str(report)]) == code
+    assert main(["verify", "out", "--reference", "exact", "--report", str(report)]) == code
+    assert calls == [(Path("out"), Path("exact"))]
     out = capsys.readouterr().out
-    assert "tiny   portable  61.2    1.000000  1.50e-04   True" in out
+    assert re.search(r"^tiny +portable +fp16 +reference +61\.2 +1\.000000 +1\.50e-04 +100\.0%$", out, re.MULTILINE)
+    assert re.search(r"^other +portable +fp16 +nothing +- +- +- +50\.0%$", out, re.MULTILINE)
+    assert "note: no reference" in out
     assert verdict in out
-    assert json.loads(report.read_text()) == {"passed": passed}
+    assert json.loads(report.read_text())["passed"] == (not failures)
 
 
 def test_verify_checks_hashes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
