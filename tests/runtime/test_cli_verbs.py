@@ -188,10 +188,12 @@ def test_verify_exits_with_5_when_the_gate_is_closed(
     report = tmp_path / "report.json"
     assert main(["verify", "out", "--reference", "exact", "--report", str(report)]) == code
     assert calls == [(Path("out"), Path("exact"))]
-    out = capsys.readouterr().out
-    assert re.search(r"^tiny +portable +fp16 +reference +61\.2 +1\.000000 +1\.50e-04 +100\.0%$", out, re.MULTILINE)
-    assert re.search(r"^other +portable +fp16 +nothing +- +- +- +50\.0%$", out, re.MULTILINE)
-    assert "note: no reference" in out
+    captured = capsys.readouterr()
+    out = captured.out
+    assert re.search(r"^tiny +portable +reference +61\.2 +1\.000000 +1\.50e-04 +yes$", out, re.MULTILINE)
+    assert re.search(r"^other +portable +- +- +- +- +50\.00%$", out, re.MULTILINE)
+    assert "no reference" in captured.err
+    assert all(f"- {failure}" in out for failure in failures)
     assert verdict in out
     assert json.loads(report.read_text())["passed"] == (not failures)
 
