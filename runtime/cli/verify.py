@@ -78,6 +78,6 @@ def _difference_lines(difference: SpeechDifference) -> list[str]:
     return [
         f"beside the reference: the same tokens {tokens}; given its tokens, the most likely one agrees in "
         f"{difference.token_agreement:.1%} of the draws",
-        f"sound of the same tokens: {difference.waveform_snr_db:.1f} dB SNR, {difference.log_spectral_distance_db:.2f} dB "
-        f"log-spectral distance, {difference.loudness_difference_db:+.2f} dB loudness",
+        f"sound of the same tokens: {difference.waveform_snr_db:.1f} dB SNR, log-spectral distance "
+        f"{difference.log_spectral_distance_db:.2f} dB, {difference.loudness_difference_db:+.2f} dB loudness",
     ]

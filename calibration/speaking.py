@@ -1,0 +1,191 @@
+"""Let a bundle speak under observation: a fixed text and seed, every graph recorded, every choice of a token kept.
+
+In: a bundle, and the tokens of another one where this one is to follow it. Out: the sound, the tokens, and the logits
+that each was drawn from. Does not compare and does not judge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from voxedge.calibration.recording import Recording, RecordingLoader
+from voxedge.calibration.replay import PAST, Feeds
+from voxedge.engines.bundle import Bundle
+from voxedge.engines.errors import BundleError, InferenceError
+from voxedge.engines.loader import GraphLoader
+from voxedge.runtime.audio import FinishReason
+from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.routing import SPEECH
+from voxedge.runtime.sampling import Logits, Sampler
+from voxedge.runtime.systems.base import Samples, Stopwatch, System, Utterance
+from voxedge.runtime.systems.moe_tts import MoeTts
+from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
+
+ENCODER = "vae_encoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a bundle is asked to say when it is looked at."""
+
+    text: str = "The quick brown fox jumps over the lazy dog."
+    """Short enough for every context, with every letter of the alphabet."""
+    seed: int = 0
+    """Of tokens and latents alike."""
+    min_tokens: int = 32
+    """Speech tokens at least, so that there is a past to read."""
+    max_tokens: int = 48
+    """Speech tokens at most; two seconds at 25 tokens per second."""
+    steps: int = 9
+    """Solver steps; fewer than for listening, over the same range of noise levels. With 9 a `Recording` keeps the first
+    and the last level, which are calls 0 and 8."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spoken:
+    """What came of it."""
+
+    samples: Samples
+    """[T, channels]."""
+    sample_rate: int
+    """In Hz."""
+    drawn: tuple[int, ...]
+    """Everything that was drawn, an end token included."""
+    logits: npt.NDArray[np.float32]
+    """[n, C], the logits of each draw."""
+    finish_reason: FinishReason
+    """`length` where the cap was hit."""
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self.samples) / self.sample_rate
+
+
+@dataclass(slots=True)
+class Draws:
+    """What a watched sampler was given and gave."""
+
+    forced: Sequence[int] | None = None
+    """Tokens to give instead of drawn ones."""
+    drawn: list[int] = field(default_factory=list)
+    logits: list[Logits] = field(default_factory=list)
+
+
+class WatchedSampler(Sampler):
+    """A sampler that keeps what it sees, and gives prescribed tokens where there are some."""
+
+    def __init__(self, sampler: Sampler, draws: Draws) -> None:
+        """Take the place of a sampler that has not drawn yet."""
+        self.__dict__.update(vars(sampler))
+        self._draws = draws
+
+    def next(self, logits: Logits) -> int:
+        """Draw, or follow; see `Sampler.next`."""
+        draws = self._draws
+        draws.logits.append(logits.copy())
+        if draws.forced is None:
+            token = super().next(logits)
+        elif len(draws.drawn) < len(draws.forced):
+            token = draws.forced[len(draws.drawn)]
+            self._record(token)
+        else:
+            raise InferenceError(f"expected the speech to end after {len(draws.forced)} tokens, it goes on")
+        draws.drawn.append(token)
+        return token
+
+
+class ObservedSystem(System, Protocol):
+    """A system whose draws are kept."""
+
+    @property
+    def draws(self) -> Draws:
+        """Of the utterance that is being spoken."""
+
+    def add_unheard(self, samples: Samples, recording: Recording) -> None:
+        """Record calls that this utterance did not need and others may, made from what was spoken."""
+
+
+class ObservedMoeTts(MoeTts):
+    """MoE-TTS under observation."""
+
+    def __init__(self, bundle: Bundle, loader: GraphLoader, forced: Sequence[int] | None) -> None:
+        super().__init__(bundle, loader)
+        self.draws = Draws(forced)
+
+    def _sampler(self, utterance: Utterance) -> Sampler:
+        return WatchedSampler(super()._sampler(utterance), self.draws)
+
+    def add_unheard(self, samples: Samples, recording: Recording) -> None:
+        """Record the encoder hearing the speech, and the speech expert reading its own tokens as a speech prompt."""
+        hop = int(np.prod(self._vocoder.strides))
+        padded = np.pad(samples, ((0, -len(samples) % hop), (0, 0)))  # to a whole number of latents
+        if self._loader.has(ENCODER):
+            recording.add(ENCODER, {"audio": np.ascontiguousarray(padded.T[None])})  # [1, channels, T]
+        steps = recording.calls(SPEECH)
+        if len(steps) > 1:
+            recording.add(SPEECH, joined_steps(steps[0], steps[-1], self.draws.drawn))
+
+
+def joined_steps(first: Feeds, last: Feeds, drawn: Sequence[int]) -> Feeds:
+    """One call that reads at once what many steps read one by one.
+
+    Args:
+        first: The step that read the first drawn token.
+        last: A later step.
+        drawn: All drawn tokens.
+    """
+    name = next(name for name in first if name.startswith(PAST))
+    before, count = len(first[name]), len(last[name]) - len(first[name]) + 1
+    ids = np.array(drawn[:count], np.int32)[None]  # [1, count]
+    past = {name: rows[:before] for name, rows in last.items() if name.startswith(PAST)}
+    return {**past, "ids": ids, "logits_at": np.array([count - 1], np.int32)}
+
+
+OBSERVED: Mapping[str, Callable[[Bundle, GraphLoader, Sequence[int] | None], ObservedSystem]] = {
+    MOE_TTS: ObservedMoeTts
+}
+
+
+def speak(
+    bundle: Bundle, probe: Probe, recording: Recording | None = None, forced: Sequence[int] | None = None
+) -> Spoken:
+    """Say the probe's text on the CPU.
+
+    Args:
+        bundle: The voice.
+        probe: What it says.
+        recording: Filled while it speaks; what was reached before an error stays in it.
+        forced: What to take instead of drawing: `Spoken.drawn` of another bundle.
+
+    Raises:
+        BundleError: The bundle is damaged, incomplete or of an unknown system.
+        InferenceError: A graph failed, or gave values that nothing can be drawn from.
+        BackendUnavailableError: ONNX Runtime is not installed.
+    """
+    if bundle.manifest.system not in OBSERVED:
+        raise BundleError(f"expected a system of {', '.join(OBSERVED)}, found {bundle.manifest.system!r}")
+    recording = Recording(limit=0) if recording is None else recording
+    loader = RecordingLoader(bundle, recording)
+    try:
+        system = OBSERVED[bundle.manifest.system](bundle, loader, forced)
+        utterance = Utterance(probe.text, _config(system.default_config, probe), probe.seed)
+        pieces = list(system.utter(utterance, Stopwatch()))
+    finally:
+        loader.close()
+    samples = np.concatenate([piece.samples for piece in pieces])
+    system.add_unheard(np.nan_to_num(samples), recording)
+    draws = system.draws
+    logits = np.stack(draws.logits)  # [n, C]
+    return Spoken(samples, system.sample_rate, tuple(draws.drawn), logits, pieces[-1].finish_reason or "stop")
+
+
+def _config(given: SynthesisConfig, probe: Probe) -> SynthesisConfig:
+    sampling = dataclasses.replace(given.sampling, min_tokens=probe.min_tokens, max_tokens=probe.max_tokens)
+    return dataclasses.replace(given, sampling=sampling, steps=min(given.steps, probe.steps))
