@@ -1,0 +1,5 @@
+"""Fixtures of the parity tests."""
+
+from golden_graphs import export, traces
+
+__all__ = ["export", "traces"]
