@@ -1,10 +1,12 @@
-"""Shared fixtures: where the reference recordings are."""
+"""Shared fixtures: where the reference recordings are, and bundles exported from them once per run."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -21,3 +23,35 @@ def golden() -> Callable[[str], Path]:
         return GOLDENS / case
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(golden: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports the small MoE-TTS at a precision, once for all workers; tests must not write into the bundle."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def export(precision: Literal["fp32", "fp16"]) -> Path:
+        from voxedge.export.config import ExportConfig
+        from voxedge.export.systems import export_checkpoint
+
+        checkpoint, target = golden("moetts_e2e") / "checkpoint", shared / f"tiny-{precision}"
+        with (shared / f"tiny-{precision}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by a worker that crashes
+            if not target.exists():
+                export_checkpoint(checkpoint, target, ExportConfig(precision=precision))
+        return target
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def fp32_bundle(tiny_bundle: Callable[..., Path]) -> Path:
+    """The small MoE-TTS at FP32; not to be written into."""
+    return tiny_bundle("fp32")
+
+
+@pytest.fixture(scope="session")
+def fp16_bundle(tiny_bundle: Callable[..., Path]) -> Path:
+    """The small MoE-TTS at FP16; not to be written into."""
+    return tiny_bundle("fp16")
