@@ -49,8 +49,8 @@ def compare(name: str, reference: Array, test: Array) -> TensorDifference:
         test: [...], of the same shape.
 
     Example:
-        >>> compare("y", np.array([3.0, 4.0]), np.array([3.0, 4.5]))
-        TensorDifference(name='y', snr_db=20.0, cosine=0.997054485501581, max_error=0.5, finite=1.0)
+        >>> compare("y", np.array([0.0, 10.0]), np.array([0.0, 9.0]))
+        TensorDifference(name='y', snr_db=20.0, cosine=1.0, max_error=1.0, finite=1.0)
     """
     return TensorDifference(
         name, snr_db(reference, test), cosine(reference, test), max_error(reference, test), finite_share(test)
@@ -137,8 +137,8 @@ def loudness_db(samples: Array) -> float:
 def log_spectral_distance_db(reference: Array, test: Array) -> float:
     """Root mean square difference of the log power spectra, over bins, then the mean over frames and channels.
 
-    Gray and Markel 1976, "Distance measures for speech processing", eq. 5, with short-time spectra; bins are floored
-    80 dB below the reference's loudest one.
+    Gray and Markel 1976, "Distance measures for speech processing", with short-time spectra; bins are floored 80 dB
+    below the reference's loudest one.
 
     Args:
         reference: [T, channels], full scale 1.
