@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from voxedge.engines.bundle import Bundle
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SCREEN_LINES = 40
 
@@ -44,6 +46,11 @@ def test_export_and_say(tmp_path: Path, golden: Callable[[str], Path]) -> None:
     done = run("export_and_say.py", tmp_path, str(golden("moetts_e2e") / "checkpoint"), str(tmp_path))
     assert b"fp32, opset" in done.stdout
     check_speech(tmp_path / "hello.wav")
+
+
+def test_built_in_voice(tmp_path: Path, golden: Callable[[str], Path]) -> None:
+    run("built_in_voice.py", tmp_path, str(golden("moetts_e2e") / "checkpoint"), "voice")
+    assert "untrained" in Bundle.open(tmp_path / "voice", verify_hashes=True).manifest.note
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
