@@ -130,7 +130,8 @@ def _facts(results: Results, entries: list[Entry]) -> tuple[list[str], list[list
 
 def _notes(results: Results, entries: list[Entry]) -> Iterator[str]:
     versions = {key: value for facts in results.facts.values() for key, value in facts["versions"].items()}
-    yield "Versions: " + ", ".join(f"{key} {value}" for key, value in versions.items()) + "."
+    if versions:
+        yield "Versions: " + ", ".join(f"{key} {value}" for key, value in versions.items()) + "."
     for entry in entries:
         if entry.name in results.failures:
             yield f"{entry.name}: {results.failures[entry.name]}"

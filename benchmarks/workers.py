@@ -64,7 +64,10 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise WorkerError(f"the process ended with code {self._process.wait()}; see {self._log.name}")
+            code, last = self._process.wait(), _last_line(Path(self._log.name))
+            if last.startswith("ModuleNotFoundError"):
+                raise NotInstalledError(f"not installed ({last.split(': ', 1)[1]})")
+            raise WorkerError(f"the process ended with code {code}: {last}; see {self._log.name}")
         reply: dict[str, Any] = json.loads(line)
         if reply.get("missing"):
             raise NotInstalledError(f"not installed ({reply['missing']})")
@@ -82,3 +85,8 @@ class Worker:
             self._process.kill()
             self._process.wait()
         self._log.close()
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"
