@@ -7,7 +7,7 @@ Does not know experts or codecs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
 from voxedge.export.modules.decoder_lm import DecoderForm, DecoderLm
+from voxedge.export.repeat import Stack
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +71,13 @@ class _Tracer:
     flavour: Flavour
 
     def __call__(self) -> Traced:
-        arguments = (TensorSpec("ids", "int32", ("batch", "new")), self._positions(), self._caches())
         kept = "present" if self.flavour == "ort" else "new"
-        outputs = ["logits", *self.form.probes, *(f"{kept}.{leaf}" for leaf in self._leaves())]
-        return trace(lambda: DecoderLm(self.config, self.form, self.flavour), arguments, outputs)
+        stack = Stack("/layers", "layers", self.config.layers, inputs="past", outputs=kept)
+        shallow = replace(self.config, layers=stack.traced)
+        leaves = [f"{layer}.{leaf}" for layer in range(stack.traced) for leaf in ("key", "value")]
+        arguments = (TensorSpec("ids", "int32", ("batch", "new")), self._positions(), self._caches(leaves))
+        outputs = ["logits", *self.form.probes, *(f"{kept}.{leaf}" for leaf in leaves)]
+        return trace(lambda: DecoderLm(shallow, self.form, self.flavour), arguments, outputs, stack=stack)
 
     def _positions(self) -> list[TensorSpec]:
         specs = [TensorSpec("logits_at", "int32", ("batch",))] if self.form.logits == "one" else []
@@ -81,16 +85,13 @@ class _Tracer:
             specs += [TensorSpec("lengths", "int32", ("batch",)), TensorSpec("total", "int32", (1,))]
         return specs
 
-    def _caches(self) -> list[TensorSpec]:
+    def _caches(self, leaves: list[str]) -> list[TensorSpec]:
         groups, dim = self.config.kv_heads, self.config.head_dim
         rows: tuple[int | str, ...] = ("past", "batch", groups, dim)
         if self.flavour == "ort":
             rows = ("batch", groups, "capacity", dim)
         dtype: Literal["float16", "float32"] = "float16" if self.form.dtype == torch.float16 else "float32"
-        return [TensorSpec(f"past.{leaf}", dtype, rows) for leaf in self._leaves()]
-
-    def _leaves(self) -> list[str]:
-        return [f"{layer}.{leaf}" for layer in range(self.config.layers) for leaf in ("key", "value")]
+        return [TensorSpec(f"past.{leaf}", dtype, rows) for leaf in leaves]
 
 
 def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Mapping[str, LazyTensor]:

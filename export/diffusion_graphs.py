@@ -7,6 +7,7 @@ Does not know language models, prompts or solvers.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from voxedge.export.checkpoint.dit import DitCheckpoint, DitConfig
 from voxedge.export.checkpoint.oobleck import CoderConfig, VaeCheckpoint
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
 from voxedge.export.config import DTYPES, ExportConfig
-from voxedge.export.graph import trace
+from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
 from voxedge.export.modules.basic import Embedding
 from voxedge.export.modules.dit import DiffusionTransformer
 from voxedge.export.modules.oobleck import decoder, encoder
+from voxedge.export.repeat import Stack
 
 ROTARY_THETA = 10000.0
 ENCODER_SECONDS = 30
@@ -57,12 +59,16 @@ def dit_plan(name: str, checkpoint: DitCheckpoint, latent_rate: float, config: E
     if shape.cross_attention or shape.prepend_cond_dim:
         limits["tokens"] = DimRange(1, min(250, frames), frames)
     dtype = getattr(torch, DTYPES[config.precision])
+    stack = Stack("/transformer/layers", "transformer.layers", shape.depth)
+
+    def tracer() -> Traced:
+        shallow = replace(shape, depth=stack.traced)
+        return trace(lambda: DiffusionTransformer(shallow, positions, dtype), arguments, ["prediction"], stack=stack)
+
     return GraphPlan(
         name=name,
         precision=config.precision,
-        trace={
-            "portable": lambda: trace(lambda: DiffusionTransformer(shape, positions, dtype), arguments, ["prediction"])
-        },
+        trace={"portable": tracer},
         tensors={
             **checkpoint.tensors,
             "transformer.rotary.cos": InMemory("rotary.cos", cos),

@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import DType, TensorSpec
 from voxedge.export.modules.basic import Stored
+from voxedge.export.repeat import Stack, repeat_layers
 
 PORTABLE_OPSET = 20
 """Newest that TensorRT 10.1's parser reads."""
@@ -58,6 +59,7 @@ def trace(
     arguments: Sequence[Argument],
     outputs: Sequence[str],
     minimum: Mapping[str, int] | None = None,
+    stack: Stack | None = None,
     opset: int = PORTABLE_OPSET,
 ) -> Traced:
     """Trace what `build` returns.
@@ -67,6 +69,8 @@ def trace(
         arguments: One spec, or one list of specs, for each argument of the module's `forward`.
         outputs: Names of the graph's outputs, in order.
         minimum: Smallest sizes of symbolic dimensions for which the module is defined, where that is not 0.
+        stack: Like layers, of which the module has only `stack.traced`; the others are added to the graph. The module's
+            inputs and outputs are then those of the traced layers.
         opset: ONNX opset of the default domain.
 
     Raises:
@@ -86,8 +90,23 @@ def trace(
         _forget_values(model)
         _simplify(model)
     _name_nodes(model)
-    results = tuple(_output_spec(value) for value in model.graph.outputs)
-    return Traced(model, specs, results, opset, _stored(module))
+    stored = _stored(module)
+    if stack is not None:
+        repeat_layers(model, stack)
+        stored = _repeated(stored, stack)
+    given, results = (tuple(map(_spec, values)) for values in (model.graph.inputs, model.graph.outputs))
+    return Traced(model, given, results, opset, stored)
+
+
+def _repeated(stored: Mapping[str, Stored], stack: Stack) -> dict[str, Stored]:
+    """Transforms of the parameters of all layers, from those of the last traced one."""
+    last = stack.traced - 1
+    further = {
+        stack.renumbered(name, last, layer): Stored(stack.renumbered(rule.name, last, layer), rule.transform)
+        for name, rule in stored.items()
+        for layer in range(stack.traced, stack.layers)
+    }
+    return {**stored, **further}
 
 
 def _stored(module: nn.Module) -> dict[str, Stored]:
@@ -272,9 +291,9 @@ def _path(node: ir.Node) -> str:
     return path
 
 
-def _output_spec(value: ir.Value) -> TensorSpec:
+def _spec(value: ir.Value) -> TensorSpec:
     if value.shape is None or value.dtype is None or value.name is None:
-        raise ExportError(f"expected a shape and a type for the output {value.name}")
+        raise ExportError(f"expected a shape and a type for {value.name}")
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
     return TensorSpec(value.name, _dtype_name(value.dtype), shape)
 

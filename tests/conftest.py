@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import pytest
+
+# torch describes every traced operator to this logger; pytest would keep hundreds of thousands of records.
+logging.getLogger("torch.__trace").propagate = False
 
 GOLDENS = Path(os.environ.get("VOXEDGE_GOLDENS") or Path(__file__).parent / "golden")
 

@@ -1,0 +1,133 @@
+"""A graph whose layers were repeated is the graph of a full trace, node for node; unlike layers are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from voxedge.engines.errors import ExportError
+from voxedge.engines.manifest import TensorSpec
+from voxedge.export import repeat
+from voxedge.export.checkpoint.dit import DitConfig
+from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
+from voxedge.export.checkpoint.tensors import InMemory
+from voxedge.export.config import ExportConfig
+from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
+from voxedge.export.graph import Traced, trace
+from voxedge.export.modules.basic import Linear
+from voxedge.export.modules.dit import DiffusionTransformer
+from voxedge.export.repeat import Stack
+
+LAYERS = 6
+QWEN = QwenConfig(
+    hidden_size=32,
+    layers=LAYERS,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    intermediate_size=48,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    vocab_size=50,
+    max_positions=64,
+    tied=False,
+)
+DIT = DitConfig(io_channels=8, embed_dim=32, depth=LAYERS, num_heads=2, rotary_dim=16, input_concat_dim=4)
+FURTHER = {
+    "prepend": DIT,
+    "adaLN": replace(DIT, global_cond_type="adaLN", num_memory_tokens=2, qk_norm="ln"),
+    "cross": replace(DIT, cond_token_dim=16, project_cond_tokens=False, global_cond_dim=12),
+}
+
+
+def nodes(traced: Traced) -> list[tuple[object, ...]]:
+    """Name, operator, inputs and outputs of every node, sorted; constants by value, since their numbers differ."""
+    constants = {
+        value.name: str(value.const_value.numpy().tolist())
+        for value in traced.model.graph.initializers.values()
+        if value.const_value is not None
+    }
+    listed = []
+    for node in traced.model.graph:
+        inputs = tuple(constants.get(value.name, value.name) if value is not None else None for value in node.inputs)
+        attributes = tuple(sorted((key, str(item.value)) for key, item in node.attributes.items()))
+        listed.append((node.name, node.domain, node.op_type, inputs, tuple(v.name for v in node.outputs), attributes))
+    return sorted(listed)
+
+
+def parameters(traced: Traced) -> dict[str, tuple[str, str]]:
+    """Shapes and types of the weights."""
+    graph = traced.model.graph
+    return {name: (str(v.shape), str(v.dtype)) for name, v in graph.initializers.items() if v.const_value is None}
+
+
+def assert_same(repeated: Traced, whole: Traced) -> None:
+    """Everything but the numbers of constants."""
+    assert repeated.inputs == whole.inputs
+    assert repeated.outputs == whole.outputs
+    assert repeated.stored == whole.stored
+    assert parameters(repeated) == parameters(whole)
+    assert nodes(repeated) == nodes(whole)
+
+
+def both(make: Callable[[], Traced], monkeypatch: pytest.MonkeyPatch) -> tuple[Traced, Traced]:
+    repeated = make()
+    monkeypatch.setattr(repeat, "TRACED_LAYERS", LAYERS)
+    return repeated, make()
+
+
+@pytest.mark.parametrize("flavour", ["portable", "ort"])
+@pytest.mark.parametrize("probes", [(), ("prenorm", "hidden")])
+def test_decoder(flavour: str, probes: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    tensors = {name: InMemory(name, np.zeros((50, 32), np.float32)) for name in ("embed_tokens.weight", "norm.weight")}
+    options = DecoderOptions(head=tensors["embed_tokens.weight"], probes=tuple(probes), flavours=(flavour,))
+    plan = decoder_plan("lm", LanguageModel(QWEN, tensors), options, ExportConfig(max_context=64))
+    assert_same(*both(plan.trace[flavour], monkeypatch))
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_diffusion_transformer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = FURTHER[kind]
+    arguments = [
+        TensorSpec("latents", "float32", ("batch", 8, "frames")),
+        TensorSpec("time", "float32", ("batch",)),
+        [TensorSpec("concat", "float32", ("batch", 4, "frames"))],
+    ]
+    if config.cross_attention:
+        arguments[2] += [
+            TensorSpec("context", "float32", ("batch", "tokens", 16)),
+            TensorSpec("global", "float32", ("batch", 12)),
+        ]
+
+    def make() -> Traced:
+        stack = Stack("/transformer/layers", "transformer.layers", LAYERS)
+        shallow = replace(config, depth=stack.traced)
+        return trace(lambda: DiffusionTransformer(shallow, 64, torch.float16), arguments, ["prediction"], stack=stack)
+
+    assert_same(*both(make, monkeypatch))
+
+
+class Uneven(nn.Module):
+    """Layers of which the third is another."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Linear(8, 8, torch.float32, bias=number == 2) for number in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_unlike_layers_are_refused() -> None:
+    stack = Stack("/layers", "layers", LAYERS)
+    given = [TensorSpec("x", "float32", ("batch", 8))]
+    with pytest.raises(ExportError, match="to be alike"):
+        trace(lambda: Uneven(stack.traced), given, ["y"], stack=stack)
