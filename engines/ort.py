@@ -94,9 +94,11 @@ class OrtEngine:
     def download(self, buffer: Buffer) -> Array:
         """Copy to the host; a whole buffer where it lives on another device."""
         if buffer.device == "cpu":
-            return buffer.array().copy()
-        values: Array = buffer.owner.numpy()  # type: ignore[attr-defined]
-        return values.reshape(-1)[: int(np.prod(buffer.shape))].reshape(buffer.shape)
+            values: Array = buffer.array().copy()
+        else:
+            whole: Array = buffer.owner.numpy()  # type: ignore[attr-defined]
+            values = whole.reshape(-1)[: int(np.prod(buffer.shape))].reshape(buffer.shape)
+        return values
 
     def binding(self) -> OrtBinding:
         """A new binding of this session."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +19,8 @@ from typing import Any, TypeVar
 from voxedge.engines.errors import ConfigError
 
 T = TypeVar("T")
+
+_ACCEPTED: Mapping[type, tuple[type, ...]] = {float: (int, float)}
 
 
 def from_dict(kind: type[T], data: object, where: str) -> T:
@@ -105,11 +109,14 @@ def _convert_tuple(arguments: tuple[Any, ...], value: object, where: str) -> tup
 
 
 def _convert_scalar(kind: type, value: object, where: str) -> object:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, _ACCEPTED.get(kind, kind)) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where}: expected {kind.__name__}, found {_show(value)}")
-    return value
+    if kind is not float:
+        return value
+    number = float(value) if abs(value) <= sys.float_info.max else math.inf  # type: ignore[arg-type]
+    if not math.isfinite(number):  # JSON reads 1e999 as infinity
+        raise ConfigError(f"{where}: expected a finite number, found {_show(value)}")
+    return number
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import onnx_ir as ir
-import onnx_ir.passes.common as passes
 import torch
-from onnxscript.optimizer import optimize_ir
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,6 +25,7 @@ from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import DType, TensorSpec
 from voxedge.export.modules.basic import Stored
 from voxedge.export.repeat import Stack, repeat_layers
+from voxedge.export.simplify import simplify
 
 PORTABLE_OPSET = 20
 """Newest that TensorRT 10.1's parser reads."""
@@ -88,7 +87,7 @@ def trace(
             raise ExportError(f"expected a module that torch.export can trace; it says: {error}") from error
         _name_boundary(model, specs, outputs)
         _forget_values(model)
-        _simplify(model)
+        simplify(model)
     _name_nodes(model)
     stored = _stored(module)
     if stack is not None:
@@ -174,18 +173,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _simplify(model: ir.Model) -> None:
-    optimize_ir(model, num_iterations=2, onnx_shape_inference=False)
-    _constant_reshapes(model)
-    for simplify in (
-        passes.CommonSubexpressionEliminationPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.RemoveUnusedNodesPass(),
-        passes.RemoveUnusedOpsetsPass(),
-    ):
-        simplify(model)
-
-
 def _name_boundary(model: ir.Model, specs: Sequence[TensorSpec], outputs: Sequence[str]) -> None:
     """Give inputs, outputs and symbolic dimensions the names of their specs."""
     if len(model.graph.outputs) != len(outputs):
@@ -226,33 +213,6 @@ def _forget_values(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is not None and isinstance(tensor.raw, torch.Tensor):
             value.const_value = None
-
-
-def _constant_reshapes(model: ir.Model) -> None:
-    """Write shapes as constants (0 copies an axis, -1 is inferred) instead of assembling them at run time."""
-    for node in model.graph:
-        target = _constant_target(node) if node.op_type == "Reshape" else None
-        if target is None:
-            continue
-        constant = ir.node("Constant", [], {"value": ir.tensor(target, dtype=ir.DataType.INT64)})
-        model.graph.insert_before(node, constant)
-        node.replace_input_with(1, constant.outputs[0])
-        node.attributes.pop("allowzero", None)
-
-
-def _constant_target(node: ir.Node) -> list[int] | None:
-    source, result = node.inputs[0], node.outputs[0]
-    shape = node.inputs[1]
-    if source is None or source.shape is None or result.shape is None or shape is None or shape.const_value is not None:
-        return None
-    before = [str(dim) for dim in source.shape]
-    target: list[int] = []
-    for axis, dim in enumerate(result.shape):
-        if isinstance(dim, int):
-            target.append(dim)
-        else:
-            target.append(0 if axis < len(before) and before[axis] == str(dim) else -1)
-    return target if target.count(-1) <= 1 else None
 
 
 def _name_nodes(model: ir.Model) -> None:

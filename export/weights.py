@@ -160,7 +160,7 @@ def _write_block(descriptor: int, slot: _Slot, index: tuple[slice, ...], block: 
 
 
 def _write_all(descriptor: int, run: npt.NDArray[Any], offset: int) -> None:
-    data = memoryview(run.reshape(-1)).cast("B")
+    data = run.reshape(-1).view(np.uint8).data
     while data:
         written = os.pwrite(descriptor, data, offset)
         data, offset = data[written:], offset + written

@@ -108,7 +108,8 @@ class Decoder:
             call = self._step if len(part) == 1 else self._prefill
             call.run(part, cache)
             cache.length += len(part)
-        return self._logits[0]
+        last: Logits = self._logits[0]
+        return last
 
 
 class _Call:

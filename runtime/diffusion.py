@@ -68,7 +68,7 @@ class DiffusionDecoder:
         sigmas = config.schedule.sigmas()
         network = _Network(self._network, self._conditioning(tokens, noise.shape[1], config), noise.shape, config)
         start = (noise * np.float32(sigmas[0]))[None]  # [1, C, T]
-        result = solve(
+        result: Array = solve(
             config.solver,
             sigmas,
             lambda x, sigma: config.preconditioning.denoise(network, x, sigma),
@@ -117,5 +117,6 @@ class _Network:
         self._time[:] = condition
         self._binding.run()
         if len(self._latents) == 1:
-            return self._prediction.copy()
+            only: Array = self._prediction.copy()
+            return only
         return guide(self._prediction[:1], self._prediction[1:], self._scale)

@@ -230,7 +230,7 @@ class DiffusionTransformer(nn.Module):
             before.append(condition.unsqueeze(1))
         x = latents.transpose(1, 2)  # [B, T, C]
         x = self.preprocess_conv(x) + x
-        y = self.transformer(x, before, context, modulation)
+        y: Tensor = self.transformer(x, before, context, modulation)
         y = self.postprocess_conv(y) + y
         return y.transpose(1, 2)  # [B, io_channels, T]
 

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from voxedge.engines.records import from_dict, to_dict
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moe_tts import MoeTtsCheckpoint, load_moe_tts
 from voxedge.export.checkpoint.tensors import LazyTensor
@@ -99,15 +100,9 @@ def _diffusion(checkpoint: MoeTtsCheckpoint) -> DiffusionSettings | None:
     if checkpoint.dit is None:
         return None
     trained = checkpoint.dit.diffusion
-    return DiffusionSettings(
-        objective=trained.objective,  # type: ignore[arg-type] - checked by the reader
-        sigma_data=trained.sigma_data,
-        sigma_min=trained.sigma_min,
-        sigma_max=trained.sigma_max,
-        rho=trained.rho,
-        schedule="karras" if trained.objective == "edm" else "polyexponential",
-        route=checkpoint.dit.route,  # type: ignore[arg-type] - likewise
-    )
+    schedule = "karras" if trained.objective == "edm" else "polyexponential"
+    fields = {**to_dict(trained), "schedule": schedule, "route": checkpoint.dit.route}
+    return from_dict(DiffusionSettings, fields, "dit")
 
 
 def _vocoder(checkpoint: MoeTtsCheckpoint) -> VocoderSettings | None:

@@ -219,8 +219,8 @@ class MoeTts:
     def decode_latents(self, latents: Array) -> Array:
         """Vocoder: latents [C, T] to samples [channels, n]."""
         scaled = np.ascontiguousarray(latents[None] * np.float32(self._vocoder.scale))  # [1, C, T]
-        audio: Array = self._loader.load(VOCODER).run({"latents": scaled})["audio"]
-        return audio[0]
+        audio: Array = self._loader.load(VOCODER).run({"latents": scaled})["audio"][0]
+        return audio
 
 
 def _timed(items: Iterator[_Item], stage: str, watch: Stopwatch, *inner: str) -> Iterator[_Item]:

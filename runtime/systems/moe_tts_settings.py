@@ -1,6 +1,6 @@
 """Settings of a MoE-TTS bundle: what export writes into the manifest and the runtime reads.
 
-In: the manifest's `settings`. Out: frozen records. Knows no graphs and no files.
+In: the manifest's `settings`. Out: frozen records, whose every number can be worked with. Knows no graphs and no files.
 """
 
 from __future__ import annotations
@@ -8,7 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from voxedge.engines.errors import ConfigError
+
 SYSTEM = "moe_tts"
+
+_TINY, _LARGEST = 1e-9, 1e9
+"""What stands for `above 0`, and what no figure of a voice comes near."""
+
+
+def _check(record: object, **least: float) -> None:
+    """Refuse numbers that nothing can be done with: below what is named here, or beyond any use.
+
+    Raises:
+        ConfigError: names the first such field.
+    """
+    for name, lowest in least.items():
+        value = getattr(record, name)
+        if not lowest <= value <= _LARGEST:
+            raise ConfigError(
+                f"settings: expected {name} from {lowest:g} to {_LARGEST:g}, found {value:g}; export the bundle again"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +42,9 @@ class SpeechSettings:
     """Column of the logits that ends an utterance."""
     eos_text_id: int | None = None
     """The end token's id among the text tokens; None where it is a speech row."""
+
+    def __post_init__(self) -> None:
+        _check(self, num_tokens=1, frame_rate=_TINY, eos_column=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +93,9 @@ class DiffusionSettings:
     route: Literal["input_concat", "cross_attention", "prepend"] = "input_concat"
     """How the speech tokens enter the network."""
 
+    def __post_init__(self) -> None:
+        _check(self, sigma_data=_TINY, sigma_min=0, sigma_max=_TINY, rho=_TINY, steps=1, cfg_scale=0)
+
 
 @dataclass(frozen=True, slots=True)
 class VocoderSettings:
@@ -86,6 +111,11 @@ class VocoderSettings:
     scale: float = 1.0
     """Latents are multiplied by it before decoding and divided by it after encoding."""
 
+    def __post_init__(self) -> None:
+        _check(self, sample_rate=1, channels=1, latent_channels=1, scale=_TINY)
+        if not self.strides or not all(1 <= stride <= _LARGEST for stride in self.strides):
+            raise ConfigError(f"settings: expected strides above 0, found {self.strides[:9]}; export the bundle again")
+
 
 @dataclass(frozen=True, slots=True)
 class WindowSettings:
@@ -99,6 +129,9 @@ class WindowSettings:
     """Seconds behind a window that it also sees; they delay the first audio."""
     chunk_latents: int = 50
     """Latents of one vocoder call; fewer is less delay and more overlap work."""
+
+    def __post_init__(self) -> None:
+        _check(self, stream_s=_TINY, context_s=0, lookahead_s=0, chunk_latents=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +147,6 @@ class MoeTtsSettings:
     vocoder: VocoderSettings | None = None
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     windows: WindowSettings = field(default_factory=WindowSettings)
+
+    def __post_init__(self) -> None:
+        _check(self, max_context=1)
