@@ -25,9 +25,8 @@ def _check(record: object, **least: float) -> None:
     for name, lowest in least.items():
         value = getattr(record, name)
         if not lowest <= value <= _LARGEST:
-            raise ConfigError(
-                f"settings: expected {name} from {lowest:g} to {_LARGEST:g}, found {value:g}; export the bundle again"
-            )
+            limits, found = f"from {lowest:g} to {_LARGEST:g}", str(value)[:40]
+            raise ConfigError(f"settings: expected {name} {limits}, found {found}; export the bundle again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +120,13 @@ class VocoderSettings:
 class WindowSettings:
     """How latents are made and decoded while tokens still come."""
 
-    stream_s: float = 2.0
+    stream_s: float = 1.0
     """Seconds that the bidirectional decoder makes at once in a stream."""
     context_s: float = 1.0
     """Seconds before a window that it also sees."""
     lookahead_s: float = 0.4
     """Seconds behind a window that it also sees; they delay the first audio."""
-    chunk_latents: int = 50
+    chunk_latents: int = 25
     """Latents of one vocoder call; fewer is less delay and more overlap work."""
 
     def __post_init__(self) -> None:
