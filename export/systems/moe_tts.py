@@ -7,6 +7,7 @@ causal, so each expert is an ordinary decoder graph: no graph routes anything.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
 from voxedge.export.diffusion_graphs import conditioner_plan, dit_plan, vae_plans
 from voxedge.export.exporter import SystemPlan
 from voxedge.runtime.systems.moe_tts_settings import (
+    RECOMMENDED_SAMPLING,
     SYSTEM,
     DiffusionSettings,
     MoeTtsSettings,
     PromptSettings,
-    SamplingSettings,
     SpeechSettings,
     VocoderSettings,
 )
@@ -92,7 +93,7 @@ def settings(checkpoint: MoeTtsCheckpoint, config: ExportConfig) -> MoeTtsSettin
         max_context=min(config.max_context, checkpoint.text.config.max_positions),
         diffusion=_diffusion(checkpoint),
         vocoder=_vocoder(checkpoint),
-        sampling=SamplingSettings(max_tokens=longest),
+        sampling=replace(RECOMMENDED_SAMPLING, max_tokens=longest),
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from fractions import Fraction
 from typing import TypeVar
 
@@ -26,7 +25,7 @@ from voxedge.runtime.noise import NoiseStream
 from voxedge.runtime.preconditioning import Preconditioning
 from voxedge.runtime.prompt import Turn, fill_template, render_prompt
 from voxedge.runtime.routing import SPEECH, TEXT, RoutedDecoder
-from voxedge.runtime.sampling import Sampler, SamplingConfig
+from voxedge.runtime.sampling import Sampler
 from voxedge.runtime.schedules import NoiseSchedule
 from voxedge.runtime.solvers import SolverConfig
 from voxedge.runtime.systems.base import Piece, Stopwatch, Utterance
@@ -87,7 +86,7 @@ class MoeTts:
     def default_config(self) -> SynthesisConfig:
         """The bundle's own options."""
         return SynthesisConfig(
-            sampling=SamplingConfig(**asdict(self.settings.sampling)),
+            sampling=self.settings.sampling,
             steps=self._diffusion.steps,
             cfg_scale=self._diffusion.cfg_scale,
             solver=self._diffusion.solver,

@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from voxedge.engines.errors import ConfigError
+from voxedge.runtime.sampling import SamplingConfig
 
 SYSTEM = "moe_tts"
+
+RECOMMENDED_SAMPLING = SamplingConfig(top_k=25, top_p=0.8, ras_window=10, ras_tau=0.1, min_tokens=2, max_tokens=750)
+"""Repetition-aware nucleus sampling as CosyVoice 2 does it; the paper of MoE-TTS does not say."""
 
 _TINY, _LARGEST = 1e-9, 1e9
 """What stands for `above 0`, and what no figure of a voice comes near."""
@@ -54,20 +58,6 @@ class PromptSettings:
     """System turn; empty for none."""
     user_template: str
     """User turn with {description} and {text}."""
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """How speech tokens are drawn unless the user says otherwise (CosyVoice2's repetition-aware sampling)."""
-
-    temperature: float = 1.0
-    top_k: int = 25
-    top_p: float = 0.8
-    ras_window: int = 10
-    ras_tau: float = 0.1
-    min_tokens: int = 2
-    max_tokens: int = 750
-    """30 seconds at 25 tokens per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +134,8 @@ class MoeTtsSettings:
     diffusion: DiffusionSettings | None = None
     """None in a bundle of the language model alone."""
     vocoder: VocoderSettings | None = None
-    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    sampling: SamplingConfig = RECOMMENDED_SAMPLING
+    """How speech tokens are drawn unless the user says otherwise."""
     windows: WindowSettings = field(default_factory=WindowSettings)
 
     def __post_init__(self) -> None:
