@@ -51,6 +51,10 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     """Sizes; a string names a symbolic dimension, whose ranges stand in the graph's profiles."""
 
+    def __post_init__(self) -> None:
+        if any(isinstance(size, int) and size < 0 for size in self.shape):
+            raise ConfigError(f"tensor {self.name}: expected sizes of 0 or more, found {list(self.shape)}")
+
     def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with its symbolic dimensions replaced by `dims`."""
         return tuple(size if isinstance(size, int) else dims[size] for size in self.shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,21 @@ import numpy.typing as npt
 
 from voxedge.engines.backend import Array, Buffer
 from voxedge.engines.errors import BackendUnavailableError, BundleError, InferenceError
-from voxedge.engines.manifest import GraphSpec
+from voxedge.engines.manifest import DType, GraphSpec
 
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_AGAIN = "the manifest and the graph disagree, export it again"
+_ORT_TYPES: Mapping[DType, str] = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+    "int8": "tensor(int8)",
+    "uint8": "tensor(uint8)",
+    "bool": "tensor(bool)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +81,17 @@ class OrtEngine:
         return session
 
     def _check_boundary(self, path: Path) -> None:
-        found = [value.name for value in (*self._session.get_inputs(), *self._session.get_outputs())]
-        expected = [tensor.name for tensor in (*self.spec.inputs, *self.spec.outputs)]
-        if found != expected:
-            raise BundleError(f"{path}: expected the tensors {expected[:8]}..., found {found[:8]}...; export it again")
+        found = [*self._session.get_inputs(), *self._session.get_outputs()]
+        expected = [*self.spec.inputs, *self.spec.outputs]
+        names = [value.name for value in found], [tensor.name for tensor in expected]
+        if names[0] != names[1]:
+            raise BundleError(f"{path}: expected the tensors {names[1][:8]}..., found {names[0][:8]}...; {_AGAIN}")
+        for tensor, value in zip(expected, found, strict=True):
+            if value.type != _ORT_TYPES[tensor.dtype] or not _same_shape(tensor.shape, value.shape):
+                raise BundleError(
+                    f"{path}: expected {tensor.name} as {tensor.dtype} {list(tensor.shape)}, found {value.type} "
+                    f"{value.shape}; {_AGAIN}"
+                )
 
     def allocate(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Buffer:
         """Zero-filled memory on the device."""
@@ -226,6 +244,13 @@ def _upload_host(array: Array, buffer: Buffer | None) -> Buffer:
         return Buffer.of(np.array(array, order="C"))
     np.copyto(buffer.array(), array)
     return buffer
+
+
+def _same_shape(expected: Sequence[int | str], found: Sequence[int | str | None]) -> bool:
+    """Whether fixed sizes agree; the manifest may fix one that the graph leaves open, not the other way round."""
+    return len(expected) == len(found) and all(
+        size == other or not isinstance(other, int) for size, other in zip(expected, found, strict=True)
+    )
 
 
 def _version(text: str) -> tuple[int, ...]:
