@@ -8,7 +8,7 @@ import numpy as np
 
 from voxedge.engines.backend import Engine
 
-CAPACITY = 256
+CAPACITY = 1024
 
 
 @dataclass

@@ -39,7 +39,7 @@ class Loaded:
 
     def __init__(self, folder: Path, checkpoint: DitCheckpoint, export: Export) -> None:
         self.arrays, self.checkpoint = read(folder), checkpoint
-        self.exported = export(dit_plan("dit", checkpoint, LATENT_RATE, ExportConfig(max_seconds=2.0)))
+        self.exported = export(dit_plan("dit", checkpoint, LATENT_RATE, ExportConfig()))
         self.network: Engine = self.exported.engine()
         self.conditioner: Engine = export(conditioner_plan("speech_conditioner", checkpoint.token_table)).engine()
         trained = checkpoint.diffusion
