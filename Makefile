@@ -4,7 +4,8 @@
 PYTHON ?= python3
 TEXT ?= Hello. This is the sound of voxedge.
 OUT ?= out.wav
-PYTEST_FLAGS ?= -n 2
+# By file: tests of one file share what they export, which is most of the time.
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
