@@ -218,12 +218,15 @@ class Synthesizer:
     def _chunks(self, request: Request, seed: int, progress: _Progress) -> Iterator[AudioChunk]:
         """Chunks of all pieces of a text; every one is checked before it is given."""
         config = request.config or self.default_config
-        texts = split_text(check_text(request.text), *self._system.budget())
+        first = Utterance(
+            check_text(request.text), config, seed, request.description, 0, request.speech_prompt, request.earlier
+        )
+        texts = split_text(request.text, *self._system.budget(first))
         reason: FinishReason = "stop"
         index, heard = 0, False
         for number, text in enumerate(texts):
             prompt = request.speech_prompt if not number else ()
-            utterance = Utterance(text, config, seed, request.description, number, prompt, request.earlier)
+            utterance = dataclasses.replace(first, text=text, index=number, speech_prompt=prompt)
             for piece in self._system.utter(utterance, progress.watch):
                 samples = self._with_pause(piece, config, number + 1 < len(texts))
                 heard = not check_audio(samples).silent or heard
@@ -248,4 +251,5 @@ class Synthesizer:
 
 def built_in_voice() -> Path:
     """Folder of the voice that comes with the package."""
-    return Path(__file__).parent / "data" / "voice"
+    # Resolved: a strict editable install is a tree of links, and a bundle may hold none.
+    return Path(__file__).resolve().parent / "data" / "voice"

@@ -78,8 +78,12 @@ class System(Protocol):
     def stream_window_s(self) -> float:
         """The window that `stream` takes unless told otherwise."""
 
-    def budget(self) -> tuple[int, Callable[[str], int]]:
-        """Most text tokens of one utterance, and how to count them."""
+    def budget(self, utterance: Utterance) -> tuple[int, Callable[[str], int]]:
+        """Most text tokens of one utterance with these options, and how to count them.
+
+        Raises:
+            InputError: The options leave no room for text.
+        """
 
     def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:
         """Speak one utterance; the last piece has a finish reason."""

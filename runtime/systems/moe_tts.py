@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from typing import TypeVar
 
@@ -92,9 +93,20 @@ class MoeTts:
             solver=self._diffusion.solver,
         )
 
-    def budget(self) -> tuple[int, Callable[[str], int]]:
-        """A quarter of the context for text: speech takes several tokens for each of its tokens."""
-        return max(1, self.settings.max_context // 4), self._tokenizer.count
+    def budget(self, utterance: Utterance) -> tuple[int, Callable[[str], int]]:
+        """What the context leaves beside the rest of the prompt and the longest speech; see `System.budget`.
+
+        At most a quarter of the context, because speech takes several tokens for each of the text's.
+        """
+        prompt = sum(len(run.ids) for run in self.prompt(replace(utterance, text=".")))
+        context, speech = self.settings.max_context, utterance.config.sampling.max_tokens
+        room = context - prompt - speech
+        if room < 1:
+            raise InputError(
+                f"expected room for text in {context} tokens, found {prompt} of prompt and up to {speech} of speech; "
+                "lower --max-tokens, shorten the description, or export again with a larger --max-context"
+            )
+        return min(room, max(1, context // 4)), self._tokenizer.count
 
     def prompt(self, utterance: Utterance) -> list[Run]:
         """Runs of token ids in front of the speech that will be drawn.

@@ -228,3 +228,23 @@ def test_a_backend_that_is_not_there_is_an_error(backend: str) -> None:
 def test_options_out_of_range(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
         SynthesisConfig(**changes)
+
+
+def test_long_text_fits_the_context_with_the_default_options(voice: Synthesizer) -> None:
+    """Pieces leave room for the longest speech that may follow them."""
+    system = voice._system
+    assert isinstance(system, MoeTts)
+    from voxedge.runtime.systems.base import Utterance
+
+    request = Utterance("x", voice.default_config, seed=1, description="A voice. " * 20)
+    limit, count = system.budget(request)
+    text = "word " * limit
+    while count(text) > limit:
+        text = text[: len(text) * 9 // 10]
+    runs = system.prompt(dataclasses.replace(request, text=text))
+    assert sum(len(run.ids) for run in runs) + request.config.sampling.max_tokens <= system.settings.max_context
+
+
+def test_options_that_leave_no_room_for_text_are_refused(voice: Synthesizer, quick: SynthesisConfig) -> None:
+    with pytest.raises(InputError, match="shorten the description"):
+        voice.synthesize(TEXT, seed=1, config=quick, description="A very long description. " * 60)
