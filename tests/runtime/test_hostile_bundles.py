@@ -106,6 +106,15 @@ def steal(data: dict[str, Any], path: str) -> None:
     data["files"][path] = data["files"]["graphs/dit.data"]
 
 
+def weights_elsewhere(old: bytes) -> bytes:
+    """A graph whose weights are a file beside the bundle, which is none of its business."""
+    model = onnx.ModelProto.FromString(old)
+    for entry in (entry for item in model.graph.initializer for entry in item.external_data):
+        if entry.key == "location":
+            entry.value = f"../../{entry.value}"
+    return model.SerializeToString()
+
+
 DAMAGE: dict[str, tuple[Change, int, str]] = {
     "no manifest": (lambda root: (root / MANIFEST_NAME).unlink(), 2, "so it is not a bundle"),
     "half a manifest": (lambda root: (root / MANIFEST_NAME).write_text('{"system": '), 1, "expected JSON"),
@@ -124,6 +133,7 @@ DAMAGE: dict[str, tuple[Change, int, str]] = {
     "no tokenizer": (lambda root: (root / "tokenizer/tokenizer.json").unlink(), 2, "tokenizer.json is missing"),
     "garbage for a graph": (content("dit", lambda old: bytes(len(old))), 1, "expected a graph that ONNX Runtime"),
     "half a graph": (content("speech_expert", lambda old: old[: len(old) // 2]), 1, "expected a graph that ONNX"),
+    "weights of somebody else": (content("dit", weights_elsewhere), 1, "expected a graph that ONNX Runtime"),
     "a graph of the future": (
         manifest(lambda data: graph(data, "dit").update(min_onnxruntime="99.0")), 3, "pip install -U 'onnxruntime>=99"
     ),
@@ -149,6 +159,7 @@ DAMAGE: dict[str, tuple[Change, int, str]] = {
 def test_damaged_bundles(
     change: Change, code: int, words: str, victim: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    shutil.copy(victim / "graphs/dit.data", "dit.data")  # what a graph could read if it got out of the bundle
     change(victim)
     refused(capsys, code, words, "say", str(victim), "Hello there.", "-f", "out.wav", "--seed", "7")
 
