@@ -37,6 +37,8 @@ class DecoderOptions:
     """Further outputs, for comparisons."""
     flavours: tuple[Flavour, ...] = ("portable", "ort")
     """Which graphs to make."""
+    phases: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
+    """Optimisation profiles; a TensorRT-RTX engine holds the weights once for each, so no more than are used."""
 
 
 def decoder_plan(name: str, model: LanguageModel, options: DecoderOptions, config: ExportConfig) -> GraphPlan:
@@ -55,7 +57,7 @@ def decoder_plan(name: str, model: LanguageModel, options: DecoderOptions, confi
         precision=config.precision,
         trace={flavour: _Tracer(model.config, form, flavour) for flavour in flavours},
         tensors=_tensors(model, options, context),
-        profiles={flavour: _profiles(flavour, context, config.max_prefill) for flavour in flavours},
+        profiles={flavour: _profiles(flavour, options, context, config.max_prefill) for flavour in flavours},
     )
 
 
@@ -108,7 +110,7 @@ def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Map
     }
 
 
-def _profiles(flavour: Flavour, context: int, max_prefill: int) -> Profiles:
+def _profiles(flavour: Flavour, options: DecoderOptions, context: int, max_prefill: int) -> Profiles:
     """Prefill (many new tokens, over any past) and decode (one new token) are two profiles, never one compromise."""
     one = DimRange(1, 1, 1)
     prefill = min(max_prefill, context)
@@ -116,7 +118,8 @@ def _profiles(flavour: Flavour, context: int, max_prefill: int) -> Profiles:
     if flavour == "ort":
         history = (DimRange(1, min(1024, context), context),) * 2
     name = "capacity" if flavour == "ort" else "past"
-    return {
+    profiles = {
         "prefill": {"batch": one, "new": DimRange(1, min(128, prefill), prefill), name: history[0]},
         "decode": {"batch": one, "new": one, name: history[1]},
     }
+    return {phase: profiles[phase] for phase in options.phases}

@@ -51,6 +51,8 @@ def plan(folder: Path, config: ExportConfig) -> SystemPlan:
 def expert_plans(checkpoint: MoeTtsCheckpoint, config: ExportConfig, **options: Any) -> tuple[GraphPlan, GraphPlan]:  # noqa: ANN401 - fields of DecoderOptions
     """The two experts; both have the small head, since the text expert predicts the first speech token.
 
+    The text expert only ever reads prompts, so it has no profile for single tokens.
+
     Args:
         checkpoint: The whole model.
         config: The user's options.
@@ -59,12 +61,14 @@ def expert_plans(checkpoint: MoeTtsCheckpoint, config: ExportConfig, **options: 
     head = speech_head(checkpoint)
     norms = {"text": checkpoint.text.tensors["norm.weight"], "speech": checkpoint.speech.tensors["norm.weight"]}
     shared = norms.get(checkpoint.final_norm)
-    made = (
-        decoder_plan(f"{name}_expert", model, DecoderOptions(**{"head": head, "norm": shared, **options}), config)
-        for name, model in (("text", checkpoint.text), ("speech", checkpoint.speech))
+    return (
+        decoder_plan("text_expert", checkpoint.text, _options(head, shared, options, phases=("prefill",)), config),
+        decoder_plan("speech_expert", checkpoint.speech, _options(head, shared, options), config),
     )
-    text, speech = made
-    return text, speech
+
+
+def _options(head: LazyTensor, norm: LazyTensor | None, further: dict[str, Any], **own: Any) -> DecoderOptions:  # noqa: ANN401
+    return DecoderOptions(**{"head": head, "norm": norm, **own, **further})
 
 
 def speech_head(checkpoint: MoeTtsCheckpoint) -> LazyTensor:
