@@ -110,13 +110,15 @@ class OrtEngine:
         return Buffer(value.data_ptr(), array.shape, array.dtype, self.device, value)
 
     def download(self, buffer: Buffer) -> Array:
-        """Copy to the host; a whole buffer where it lives on another device."""
+        """Copy to the host; of another device's memory the whole tensor comes over, then the view is cut out."""
         if buffer.device == "cpu":
             values: Array = buffer.array().copy()
-        else:
-            whole: Array = buffer.owner.numpy()  # type: ignore[attr-defined]
-            values = whole.reshape(-1)[: int(np.prod(buffer.shape))].reshape(buffer.shape)
-        return values
+            return values
+        value: Any = buffer.owner
+        skipped = (buffer.pointer - value.data_ptr()) // buffer.dtype.itemsize
+        count = int(np.prod(buffer.shape, dtype=np.int64))
+        whole: Array = value.numpy()
+        return whole.reshape(-1)[skipped : skipped + count].reshape(buffer.shape)
 
     def binding(self) -> OrtBinding:
         """A new binding of this session."""
