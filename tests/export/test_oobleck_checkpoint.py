@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,16 +25,6 @@ from voxedge.export.checkpoint.tensors import materialise
 from voxedge.export.checkpoint.transforms import WeightNorm
 
 VAE_CASES = ("oobleck", "oobleck_odd", "oobleck_diffusers")
-
-
-@pytest.fixture
-def copy(golden: Golden, tmp_path: Path) -> Callable[..., Path]:
-    def make(case: str, layout: str = "checkpoint") -> Path:
-        target = tmp_path / case / layout
-        shutil.copytree(golden(case) / layout, target)
-        return target
-
-    return make
 
 
 @pytest.mark.parametrize("case", VAE_CASES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,16 +24,6 @@ from voxedge.export.checkpoint.stable_audio import load_dit, load_vae
 from voxedge.export.checkpoint.tensors import materialise
 
 DIT_CASES = {"stable_dit": "prepend", "stable_dit_adaln": "adaLN"}
-
-
-@pytest.fixture
-def copy(golden: Golden, tmp_path: Path) -> Callable[..., Path]:
-    def make(case: str, layout: str = "checkpoint") -> Path:
-        target = tmp_path / case / layout
-        shutil.copytree(golden(case) / layout, target)
-        return target
-
-    return make
 
 
 @pytest.mark.parametrize("case", DIT_CASES)
