@@ -205,7 +205,7 @@ def load_onnxruntime(device: str, minimum: str = "0") -> Any:  # noqa: ANN401 - 
     if PROVIDERS[device] not in runtime.get_available_providers():
         raise BackendUnavailableError(
             f"expected {PROVIDERS[device]}, found {runtime.get_available_providers()}; type: pip uninstall onnxruntime "
-            f"&& {INSTALL[device]} (on a Jetson there is no such wheel: use --backend tensorrt or cpu)"
+            f"&& {INSTALL[device]} (on a Jetson there is no such wheel: use --backend cpu)"
         )
     if device == "cuda" and hasattr(runtime, "preload_dlls"):
         runtime.preload_dlls()
