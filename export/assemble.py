@@ -27,7 +27,7 @@ class GraphPlan:
     name: str
     precision: str
     trace: Mapping[Flavour, Callable[[], Traced]]
-    """How to trace each flavour; called one at a time, so that only one graph's trace is in memory."""
+    """How to trace each flavour; called when the graph is written, so that no other graph's trace is in memory."""
     tensors: Tensors
     """The checkpoint's tensors by the module's parameter names."""
     profiles: Mapping[Flavour, Profiles]

@@ -61,14 +61,11 @@ def expert_plans(checkpoint: MoeTtsCheckpoint, config: ExportConfig, **options: 
     head = speech_head(checkpoint)
     norms = {"text": checkpoint.text.tensors["norm.weight"], "speech": checkpoint.speech.tensors["norm.weight"]}
     shared = norms.get(checkpoint.final_norm)
+    both = DecoderOptions(**{"head": head, "norm": shared, **options})
     return (
-        decoder_plan("text_expert", checkpoint.text, _options(head, shared, options, phases=("prefill",)), config),
-        decoder_plan("speech_expert", checkpoint.speech, _options(head, shared, options), config),
+        decoder_plan("text_expert", checkpoint.text, replace(both, phases=("prefill",)), config),
+        decoder_plan("speech_expert", checkpoint.speech, both, config),
     )
-
-
-def _options(head: LazyTensor, norm: LazyTensor | None, further: dict[str, Any], **own: Any) -> DecoderOptions:  # noqa: ANN401
-    return DecoderOptions(**{"head": head, "norm": norm, **own, **further})
 
 
 def speech_head(checkpoint: MoeTtsCheckpoint) -> LazyTensor:
