@@ -1,8 +1,8 @@
 """What calibration knows of every activation that a quantiser needs, and the one file that keeps it.
 
-In: `TensorStatistics` of values of a bundle's portable FP32 graphs, or a file of them. Out: a `Statistics` that is asked
-by graph and value, and a safetensors file with its provenance. Does not run graphs (see `calibration.collect`) and does
-not choose scales (see `calibration.quantise`).
+In: `TensorStatistics` of values of a bundle's portable FP32 graphs, or a file of them. Out: `Statistics` that are asked
+by graph and value, and a safetensors file with its provenance. Does not run graphs (see `calibration.collect`) and
+does not choose scales (see `calibration.quantise`).
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Statistics:
                 f"expected statistics at {path}, found no file; write them with `voxedge calibrate BUNDLE -o {path}`"
             )
         try:
-            file = safe_open(str(path), framework="numpy")
+            file: Any = safe_open(str(path), framework="numpy")
             described = _File(**json.loads((file.metadata() or {})["statistics"]))
             provenance = from_dict(Provenance, described.provenance, f"{path}: provenance")
             entries = {(entry.graph, entry.value): entry for entry in described.entries(str(path))}
