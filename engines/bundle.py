@@ -30,6 +30,8 @@ from voxedge.engines.manifest import (
 
 MAX_MANIFEST_BYTES = 16 << 20
 ENGINES_FOLDER = "engines"
+VERIFY_REPORT = "reports/verify.json"
+"""What `voxedge verify` leaves in a bundle; like engines it is made later and is not among the manifest's files."""
 
 _USUAL_FOLDERS = frozenset({"graphs", "tokenizer", "voices", "reports", ENGINES_FOLDER})
 _MEND = "; copy the bundle again, or export the checkpoint again"
@@ -193,7 +195,7 @@ class BundleWriter:
             ConfigError: The path leaves the bundle or belongs to voxedge itself.
         """
         check_relative(relative)
-        if relative == MANIFEST_NAME or relative.split("/")[0] == ENGINES_FOLDER:
+        if relative in (MANIFEST_NAME, VERIFY_REPORT) or relative.split("/")[0] == ENGINES_FOLDER:
             raise ConfigError(f"expected a file of the export, found {relative!r}, which voxedge writes itself")
         path = self._partial / relative
         path.parent.mkdir(parents=True, exist_ok=True)

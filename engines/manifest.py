@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from voxedge.engines.errors import BundleError, ConfigError
+from voxedge.engines.gate import Gate
 from voxedge.engines.records import from_dict, to_dict
 
 FORMAT_VERSION = 1
@@ -132,6 +133,8 @@ class Manifest:
     """Name and version of the program that wrote it."""
     note: str = ""
     """One sentence for people, such as that the voice is untrained."""
+    gate: Gate | None = None
+    """Limits of `voxedge verify` for this bundle alone; None takes those of its precision."""
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -178,6 +181,8 @@ class ManifestDraft:
     """Name and version of the program that wrote it."""
     note: str = ""
     """One sentence for people."""
+    gate: Gate | None = None
+    """Limits of `voxedge verify` for this bundle alone."""
 
     def finish(self, records: Mapping[str, FileRecord]) -> Manifest:
         """The manifest of a bundle with these files.
@@ -194,6 +199,7 @@ class ManifestDraft:
             source=self.source,
             created_by=self.created_by,
             note=self.note,
+            gate=self.gate,
         )
 
 

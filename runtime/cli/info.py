@@ -14,6 +14,7 @@ from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
 from voxedge.engines.errors import InputError, MissingResourceError
 from voxedge.engines.files import format_bytes
 from voxedge.engines.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
+from voxedge.engines.readiness import readiness
 from voxedge.engines.records import to_dict
 from voxedge.engines.stamps import read_stamp
 from voxedge.runtime.cli.common import Verbs
@@ -56,11 +57,13 @@ def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     engines = sorted(path for path in bundle.path(ENGINES_FOLDER).rglob("*") if path.suffix in ENGINE_SUFFIXES)
     total = sum(record.size for record in manifest.files.values())
+    ready = readiness(bundle)
     data = {
         "bundle": str(bundle.root),
         "system": manifest.system,
         "created_by": manifest.created_by,
         "note": manifest.note,
+        "quality": {"state": ready.state, "reason": ready.reason},
         "settings": dict(manifest.settings),
         "bytes": total,
         "graphs": [to_dict(graph) for graph in manifest.graphs],
@@ -71,6 +74,7 @@ def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         f"{manifest.system}, made by {manifest.created_by or 'an unnamed program'}, "
         f"{len(manifest.files)} files, {format_bytes(total)}",
         *([f"note: {manifest.note}"] if manifest.note else []),
+        f"quality: {ready.state}; {ready.reason}",
         "",
         _graph_table(bundle),
         "",

@@ -50,7 +50,8 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console: Console) -> Synthesizer:
-    """Load the voice, and pass on what its manifest has to say to people."""
+    """Load the voice, and pass on what its manifest has to say to people and whether it is known to be good."""
+    from voxedge.engines.readiness import readiness
     from voxedge.runtime.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.from_pretrained(
@@ -58,6 +59,9 @@ def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console
     )
     if synthesizer.bundle.manifest.note:
         console.warn(synthesizer.bundle.manifest.note)
+    quality = readiness(synthesizer.bundle)
+    if quality.warns:
+        console.warn(f"{synthesizer.bundle.root}: {quality.reason}")
     return synthesizer
 
 
