@@ -1,4 +1,4 @@
-"""Whether a bundle is known to be good: from not verified to ready, back again when its files change, and what people see."""
+"""Whether a bundle is known to be good: from unverified to ready, and back when its files change; what people see."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_limits_of_its_own_stand_in_the_manifest(tmp_path: Path) -> None:
     assert data["gate"] == {"min_graph_snr_db": 25.0}
     assert parse_manifest(data).gate == gate
     assert gate.over(Gate(20.0, 19.0)) == Gate(25.0, 19.0)
-    with pytest.raises(ConfigError, match="share of 0 .. 1, found 1.5"):
+    with pytest.raises(ConfigError, match=r"share of 0 \.\. 1, found 1\.5"):
         Gate(min_token_agreement=1.5)
 
 
