@@ -27,6 +27,9 @@ State = dict[str, npt.NDArray[Any]]
 class TensorAccumulator:
     """One activation while it is being looked at."""
 
+    STATE = ("bounds", "rows", "counts", "max", "sum", "samples", "ranks")
+    """Names of the arrays of `state`."""
+
     def __init__(self, axis: int, state: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
         """Begin, or go on from a `state`.
 

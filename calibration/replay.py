@@ -18,7 +18,7 @@ from voxedge.engines.manifest import GraphSpec
 Feeds = Mapping[str, Array]
 
 _ROUND = 64  # capacities of the runtime's caches are multiples of it
-PAST, _NEW, _PRESENT = "past.", "new.", "present."
+PAST, NEW, _PRESENT = "past.", "new.", "present."
 
 
 def portable_feeds(spec: GraphSpec, given: Feeds) -> dict[str, Array]:
@@ -88,7 +88,7 @@ def _replay_in_place(engine: Engine, feeds: Feeds) -> dict[str, Array]:
         binding.bind(name, Buffer.of(array))
     binding.run()
     rows = {name.removeprefix(PAST): arrays[name][:, :, past : past + new].transpose(2, 0, 1, 3) for name in caches}
-    return {"logits": arrays["logits"], **{_NEW + leaf: array for leaf, array in rows.items()}}
+    return {"logits": arrays["logits"], **{NEW + leaf: array for leaf, array in rows.items()}}
 
 
 def _capacity(spec: GraphSpec, needed: int) -> int:

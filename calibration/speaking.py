@@ -153,6 +153,17 @@ OBSERVED: Mapping[str, Callable[[Bundle, GraphLoader, Sequence[int] | None], Obs
 }
 
 
+def observe(bundle: Bundle, loader: GraphLoader, forced: Sequence[int] | None = None) -> ObservedSystem:
+    """The bundle's system with its draws kept.
+
+    Raises:
+        BundleError: The system is unknown, or the bundle lacks a part of it.
+    """
+    if bundle.manifest.system not in OBSERVED:
+        raise BundleError(f"expected a system of {', '.join(OBSERVED)}, found {bundle.manifest.system!r}")
+    return OBSERVED[bundle.manifest.system](bundle, loader, forced)
+
+
 def speak(
     bundle: Bundle, probe: Probe, recording: Recording | None = None, forced: Sequence[int] | None = None
 ) -> Spoken:
@@ -169,12 +180,10 @@ def speak(
         InferenceError: A graph failed, or gave values that nothing can be drawn from.
         BackendUnavailableError: ONNX Runtime is not installed.
     """
-    if bundle.manifest.system not in OBSERVED:
-        raise BundleError(f"expected a system of {', '.join(OBSERVED)}, found {bundle.manifest.system!r}")
     recording = Recording(limit=0) if recording is None else recording
     loader = RecordingLoader(bundle, recording)
     try:
-        system = OBSERVED[bundle.manifest.system](bundle, loader, forced)
+        system = observe(bundle, loader, forced)
         utterance = Utterance(probe.text, _config(system.default_config, probe), probe.seed)
         pieces = list(system.utter(utterance, Stopwatch()))
     finally:

@@ -51,6 +51,8 @@ class Provenance:
     """Utterances."""
     seed: int
     """Of tokens and latents."""
+    max_tokens: int
+    """Speech tokens of one utterance at most."""
     voxedge: str
     """Version."""
     onnxruntime: str

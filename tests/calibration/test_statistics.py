@@ -14,7 +14,7 @@ from voxedge.calibration.accumulate import TensorAccumulator
 from voxedge.calibration.statistics import BINS, SAMPLE_ROWS, Provenance, Statistics, TensorStatistics
 from voxedge.engines.errors import InferenceError, InputError, MissingResourceError
 
-PROVENANCE = Provenance("0" * 64, "default", "1" * 64, 3, 0, "0.1", "1.22")
+PROVENANCE = Provenance("0" * 64, "default", "1" * 64, 3, 0, 250, "0.1", "1.22")
 
 
 def stream(seed: int = 0) -> list[np.ndarray]:
