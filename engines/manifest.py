@@ -22,6 +22,8 @@ MANIFEST_NAME = "voxedge.json"
 
 Flavour = Literal["portable", "ort"]
 DType = Literal["float32", "float16", "int32", "int64", "int8", "uint8", "bool"]
+LayerPrecision = Literal["fp32", "fp16", "int8", "int8-weight", "int4-weight"]
+"""Of one layer: `int8` rounds weights and activations, `int8-weight` and `int4-weight` the weights alone."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -62,6 +64,20 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """How one layer's weights are stored."""
+
+    precision: LayerPrecision
+    """Type of the weights, and of the activations where it is `int8`."""
+    block: int | None = None
+    """Input channels that share a scale; None where a whole output channel does, or where there are no scales."""
+
+    def __post_init__(self) -> None:
+        if self.block is not None and self.block < 1:
+            raise ConfigError(f"expected a block of 1 or more, found {self.block}")
+
+
+@dataclass(frozen=True, slots=True)
 class GraphSpec:
     """One ONNX graph of a bundle, in one flavour."""
 
@@ -82,6 +98,8 @@ class GraphSpec:
     """Named optimisation profiles; each bounds every symbolic dimension of the inputs."""
     min_onnxruntime: str = "1.20"
     """Oldest ONNX Runtime that has the graph's operators."""
+    layers: Mapping[str, LayerSpec] = field(default_factory=dict)
+    """Precision of every node with weights, by the node's path; empty where all have the graph's."""
 
     def __post_init__(self) -> None:
         dims = {size for tensor in self.inputs for size in tensor.shape if isinstance(size, str)}

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxedge.engines.bundle import BundleWriter
+from voxedge.engines.data_file import Progress
 from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import DimRange, Flavour, GraphSpec
 from voxedge.export.graph import Traced
 from voxedge.export.lint import lint
-from voxedge.export.weights import Progress, Tensors, save_graphs
+from voxedge.export.weights import Tensors, save_graphs
 
 Profiles = Mapping[str, Mapping[str, DimRange]]
 

@@ -8,15 +8,14 @@ demands. Does not know: models, and never maps a file.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from voxedge.engines.errors import CheckpointError
+from voxedge.engines.source_files import FileTensor, SourceFile
 from voxedge.export.checkpoint.config_file import load_json, parse_json
-from voxedge.export.checkpoint.file_access import MAX_NAME_BYTES, SourceFile
-from voxedge.export.checkpoint.tensors import MAX_AXES, Block, LazyTensor, block_indices, decode, item_bytes
+from voxedge.export.checkpoint.file_access import MAX_NAME_BYTES
+from voxedge.export.checkpoint.tensors import MAX_AXES, LazyTensor, item_bytes
 
 MAX_HEADER_BYTES = 100_000_000
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -25,46 +24,6 @@ DTYPES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
 }  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class FileTensor:
-    """A row-major, little-endian tensor at a place in a file."""
-
-    file: SourceFile
-    """The file."""
-    key: str
-    """Name inside the file."""
-    shape: tuple[int, ...]
-    """Lengths of the axes."""
-    dtype: str
-    """Stored type."""
-    offset: int
-    """First byte of the values in the file."""
-
-    @property
-    def name(self) -> str:
-        """File and key."""
-        return f"{self.file.path.name}: {self.key}"
-
-    def rows(self, start: int, stop: int) -> LazyTensor:
-        """Rows [start, stop) of axis 0; nothing else is read."""
-        row_bytes = math.prod(self.shape[1:]) * item_bytes(self.dtype)
-        return FileTensor(
-            self.file, self.key, (stop - start, *self.shape[1:]), self.dtype, self.offset + start * row_bytes
-        )
-
-    def blocks(self, max_bytes: int) -> Iterator[Block]:
-        """Contiguous blocks, one `pread` each; see `LazyTensor.blocks`."""
-        size = item_bytes(self.dtype)
-        position = self.offset
-        with self.file.opened() as descriptor:
-            for index in block_indices(self.shape, size, max_bytes):
-                lengths = [part.stop - part.start for part in index]
-                count = math.prod(lengths) * size
-                values = decode(self.file.read(descriptor, position, count), self.dtype)
-                position += count  # runs come in row-major order
-                yield index, values.reshape(lengths)
 
 
 def read_safetensors(path: Path) -> dict[str, LazyTensor]:

@@ -1,0 +1,48 @@
+"""What the user chooses when quantising.
+
+In: options of the command line or of a script. Out: one frozen record, checked. Does not read bundles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from voxedge.calibration.quantise.plan import LayerPrecision, Rule
+from voxedge.engines.errors import ConfigError
+
+QuantisedPrecision = Literal["int8", "int8-weight", "int4-weight", "mixed"]
+"""Of a whole bundle; `mixed` is whatever its rules say."""
+
+PRECISIONS: tuple[QuantisedPrecision, ...] = get_args(QuantisedPrecision)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Rows of a matrix that may share a scale; what runtimes have kernels for."""
+DEFAULT_INT4_BLOCK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class QuantiseConfig:
+    """Options of one quantisation."""
+
+    precision: QuantisedPrecision = "int8-weight"
+    """Name of the result, and what layers get that no rule names."""
+    block_size: int | None = None
+    """Input channels that share a scale, for weight-only matrix products; None gives one scale for each output channel
+    at 8 bits, which every TensorRT takes, and blocks of 64 at 4 bits."""
+    rules: tuple[Rule, ...] = ()
+    """Precisions of layers by node path."""
+    base: LayerPrecision = "int8-weight"
+    """For `mixed`: what layers get that no rule names."""
+    overwrite: bool = False
+    """Replace an existing bundle."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"expected --precision among {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.block_size is not None and self.block_size not in BLOCK_SIZES:
+            raise ConfigError(f"expected --block among {', '.join(map(str, BLOCK_SIZES))}, found {self.block_size}")
+
+    @property
+    def default_layer(self) -> LayerPrecision:
+        """What layers get that no rule names."""
+        return self.base if self.precision == "mixed" else self.precision
