@@ -17,6 +17,7 @@ from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.graph import EditedGraph, opset_of
 from voxedge.calibration.quantise.plan import PrecisionMap, WeightedNode, plan_layers
 from voxedge.calibration.quantise.weight_only import layer_spec, store_weights
+from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import ConfigError, InputError
 from voxedge.engines.manifest import Flavour, GraphSpec, LayerSpec, Manifest, ManifestDraft
@@ -29,6 +30,7 @@ def quantise_bundle(
     source: Path,
     output: Path,
     config: QuantiseConfig,
+    statistics: Statistics | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Write a quantised copy of a bundle.
@@ -37,6 +39,7 @@ def quantise_bundle(
         source: Folder of an FP32 or FP16 bundle; activations keep its type.
         output: Folder of the new bundle.
         config: Options.
+        statistics: Of the activations of the source's FP32 graphs, where the options need them.
         on_progress: Told about every block of weights read.
 
     Returns:
@@ -44,8 +47,8 @@ def quantise_bundle(
 
     Raises:
         BundleError: The source is damaged.
-        InputError: The source is quantised already, or is the output too.
-        ConfigError: A rule matches nothing, or cannot be followed.
+        InputError: The source is quantised already, or the statistics are of another bundle.
+        ConfigError: A rule matches nothing or cannot be followed, or the output is the source.
         ExportError: The output exists, or the disk is full.
 
     Example:
@@ -54,12 +57,14 @@ def quantise_bundle(
     report = on_progress or (lambda step, done, total: None)
     bundle = Bundle.open(source, verify_hashes=True)
     _check_source(bundle, output)
+    if statistics is not None:
+        statistics.check(bundle.manifest)
     plans = plan_layers(layers_of(bundle), config.default_layer, config.rules)
     needed = sum(bundle.manifest.files[graph.data].size for graph in bundle.manifest.graphs)
     with BundleWriter(output, config.overwrite, needed) as writer:
         specs: list[GraphSpec] = []
         for name in dict.fromkeys(graph.name for graph in bundle.manifest.graphs):
-            specs += _write_graph(bundle, writer, name, plans[name], config, report)
+            specs += _write_graph(bundle, writer, name, plans[name], config, statistics, report)
         kept = {path for graph in bundle.manifest.graphs for path in (graph.path, graph.data)}
         for relative in bundle.manifest.files:
             if relative not in kept:
@@ -73,13 +78,18 @@ def layers_of(bundle: Bundle) -> dict[str, tuple[WeightedNode, ...]]:
     return {name: _open(bundle, name).weighted_nodes() for name in names}
 
 
-def quantise_graph(graph: EditedGraph, layers: PrecisionMap, config: QuantiseConfig) -> dict[str, LayerSpec]:
+def quantise_graph(
+    graph: EditedGraph, layers: PrecisionMap, config: QuantiseConfig, statistics: Statistics | None
+) -> dict[str, LayerSpec]:
     """Rewrite one graph in place.
 
     Returns:
         What became of every layer, by node path.
     """
     specs = {node.path: layer_spec(node, layers[node.path], config) for node in graph.weighted_nodes()}
+    unsupported = [path for path, spec in specs.items() if spec.precision == "int8"]
+    if unsupported:
+        raise ConfigError(f"{graph.name}: INT8 activations are not there yet, found {unsupported[0]}")
     store_weights(graph, specs)
     return specs
 
@@ -96,12 +106,13 @@ def _write_graph(
     name: str,
     layers: PrecisionMap,
     config: QuantiseConfig,
+    statistics: Statistics | None,
     report: ProgressCallback,
 ) -> list[GraphSpec]:
     graph = _open(bundle, name)
     paths = {flavour: {node.name for node in model.graph} for flavour, model in graph.models.items()}
     specs = [spec for spec in bundle.manifest.graphs if spec.name == name]
-    formats = quantise_graph(graph, layers, config)
+    formats = quantise_graph(graph, layers, config, statistics)
     done, total = 0, bundle.manifest.files[specs[0].data].size
 
     def progress(count: int) -> None:
