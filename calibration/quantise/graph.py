@@ -135,7 +135,7 @@ def new_node(
 def require_opset(model: ir.Model, opset: int) -> None:
     """Raise the model's opset and file version to what an operator needs."""
     model.opset_imports[""] = max(opset, model.opset_imports.get("", 0))
-    model.ir_version = max(model.ir_version, 10 if opset >= 21 else model.ir_version)  # type: ignore[type-var]
+    model.ir_version = max(model.ir_version, 10 if opset >= 21 else model.ir_version)
 
 
 def opset_of(model: ir.Model) -> int:
