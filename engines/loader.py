@@ -12,15 +12,20 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from voxedge.engines.backend import Engine
-from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BackendUnavailableError
+from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
+from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError
 from voxedge.engines.ort import OrtEngine, OrtOptions, load_onnxruntime
+from voxedge.engines.stamps import EngineFlavour
+
+if TYPE_CHECKING:
+    from voxedge.engines.trt.loading import EngineSource
 
 logger = logging.getLogger(__name__)
 
+Backend = Literal["cpu", "cuda", "tensorrt", "tensorrt_rtx"]
 BackendName = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt_rtx"]
 MemoryPlan = Literal["auto", "resident", "staged"]
 
@@ -49,21 +54,39 @@ class GraphLoader:
             BackendUnavailableError: The backend that was asked for is not there.
         """
         self.bundle = bundle
-        self.backend = choose_backend(options.backend)
-        self.staged = options.memory == "staged" or (options.memory == "auto" and _too_large(bundle, self.backend))
-        self._options = OrtOptions(device=self.backend, threads=options.threads)
+        self._source = _engine_source(bundle, options.backend)
+        self.backend: Backend = choose_backend(options.backend) if self._source is None else self._source.flavour
+        self._options = OrtOptions(device="cuda" if self.backend == "cuda" else "cpu", threads=options.threads)
+        self.staged = options.memory == "staged" or (options.memory == "auto" and self._too_large())
         self._engines: dict[str, Engine] = {}
+
+    def _too_large(self) -> bool:
+        if self._source is not None:
+            return self._source.engine_bytes() > RESIDENT_SHARE * self._source.free_bytes()
+        return _too_large(self.bundle, self.backend)
 
     def has(self, name: str) -> bool:
         """Whether the bundle has a graph of this name."""
         return any(graph.name == name for graph in self.bundle.manifest.graphs)
+
+    def require(self, *names: str) -> None:
+        """Check that these graphs can be run, before the first of them is.
+
+        Raises:
+            EngineMismatchError: An engine is missing or stale; all of them are named.
+        """
+        if self._source is not None:
+            self._source.require(names)
 
     def load(self, name: str) -> Engine:
         """The engine of a graph, loaded at the first call.
 
         Raises:
             BundleError: The bundle has no such graph, or its file is damaged.
+            EngineMismatchError: TensorRT was asked for, and the graph has no engine that fits.
         """
+        if name not in self._engines and self._source is not None:
+            self._engines[name] = self._source.load(name)
         if name not in self._engines:
             spec = self.bundle.manifest.graph(name, "ort")
             logger.info("loading %s (%s, %s) on %s", name, spec.flavour, spec.precision, self.backend)
@@ -78,6 +101,8 @@ class GraphLoader:
     def close(self) -> None:
         """Unload everything."""
         self._unload(tuple(self._engines))
+        if self._source is not None:
+            self._source.close()
 
     def _unload(self, names: tuple[str, ...]) -> None:
         for name in names:
@@ -87,17 +112,47 @@ class GraphLoader:
         give_back_memory()
 
 
+def _engine_source(bundle: Bundle, name: BackendName) -> EngineSource | None:
+    """TensorRT where it was asked for, or where `auto` finds that all of a bundle's engines fit this machine."""
+    if name in ("cpu", "cuda"):
+        return None
+    from voxedge.engines.trt.api import TARGETS  # it is not needed on a CPU
+    from voxedge.engines.trt.loading import EngineSource
+
+    if name == "tensorrt" or name == "tensorrt_rtx":
+        return EngineSource(bundle, name)
+    for flavour, target in TARGETS.items():
+        if bundle.path(f"{ENGINES_FOLDER}/{target}").is_dir():
+            source = _fitting_source(bundle, flavour)
+            if source is not None:
+                return source
+    return None
+
+
+def _fitting_source(bundle: Bundle, flavour: EngineFlavour) -> EngineSource | None:
+    from voxedge.engines.trt.loading import EngineSource
+
+    try:
+        source = EngineSource(bundle, flavour)
+    except BackendUnavailableError as error:
+        logger.info("backend auto: not %s (%s)", flavour, error)
+        return None
+    try:
+        source.require(graph.name for graph in source.graphs())
+    except EngineMismatchError as error:
+        logger.warning("backend auto: not %s: %s", flavour, error)
+        source.close()
+        return None
+    logger.info("backend auto: %s", flavour)
+    return source
+
+
 def choose_backend(name: BackendName) -> Literal["cpu", "cuda"]:
-    """The backend that runs.
+    """The device that ONNX Runtime runs on.
 
     Raises:
         BackendUnavailableError: What was asked for cannot run here.
     """
-    if name in ("tensorrt", "tensorrt_rtx"):
-        raise BackendUnavailableError(
-            f"expected a backend that this version can speak with, found {name}: `voxedge build` compiles its engines, "
-            "running them is not there yet; use --backend cpu or cuda"
-        )
     if name in ("cpu", "cuda"):
         load_onnxruntime(name)
         return "cuda" if name == "cuda" else "cpu"

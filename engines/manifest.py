@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -61,6 +61,13 @@ class TensorSpec:
     def sizes(self, dims: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with its symbolic dimensions replaced by `dims`."""
         return tuple(size if isinstance(size, int) else dims[size] for size in self.shape)
+
+    def fits(self, shape: Sequence[int], dims: dict[str, int]) -> bool:
+        """Whether a tensor of this shape can stand here; a symbolic dimension that is new gets its size in `dims`."""
+        return len(shape) == len(self.shape) and all(
+            size == (dims.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
+            for size, wanted in zip(shape, self.shape, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)

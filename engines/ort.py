@@ -174,11 +174,7 @@ def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
     dims: dict[str, int] = {}
     for name, array in feeds.items():
         tensor = expected[name]
-        fits = array.ndim == len(tensor.shape) and all(
-            size == (dims.setdefault(wanted, size) if isinstance(wanted, str) else wanted)
-            for size, wanted in zip(array.shape, tensor.shape, strict=True)
-        )
-        if not fits or array.dtype != np.dtype(tensor.dtype):
+        if not tensor.fits(array.shape, dims) or array.dtype != np.dtype(tensor.dtype):
             raise InferenceError(
                 f"graph {spec.name}, input {name}: expected {tensor.dtype} {list(tensor.shape)} with {dims}, "
                 f"found {array.dtype} {list(array.shape)}"

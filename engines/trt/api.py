@@ -23,6 +23,8 @@ Target = Literal["rtx", "trt"]
 
 FLAVOURS: Mapping[Target, EngineFlavour] = MappingProxyType({"rtx": "tensorrt_rtx", "trt": "tensorrt"})
 """The library that serves a build target."""
+TARGETS: Mapping[EngineFlavour, Target] = MappingProxyType({flavour: target for target, flavour in FLAVOURS.items()})
+"""The build target that a library serves."""
 OLDEST: Mapping[EngineFlavour, tuple[int, int]] = MappingProxyType({"tensorrt": (10, 3), "tensorrt_rtx": (1, 1)})
 """Oldest version whose names were checked (JetPack 6.1 has 10.3)."""
 ONLY_IN: Mapping[str, EngineFlavour] = MappingProxyType(

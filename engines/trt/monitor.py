@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -222,6 +223,7 @@ def _make_logger(library: Library) -> Any:  # noqa: ANN401
         def log(self, severity: Any, msg: str) -> None:  # noqa: ANN401
             level = levels.get(int(severity), _VERBOSE)
             if level == logging.ERROR:
+                recent_errors.append(msg.strip())
                 for watch in tuple(_running):
                     watch.errors.append(msg.strip())
                 # A build that is being stopped complains about just that.
@@ -230,6 +232,9 @@ def _make_logger(library: Library) -> Any:  # noqa: ANN401
 
     return Logger()
 
+
+recent_errors: deque[str] = deque(maxlen=5)
+"""What TensorRT complained about last, in this process; a run that fails clears it first and reads it then."""
 
 _loggers: dict[str, Any] = {}
 _running: list[BuildWatch] = []

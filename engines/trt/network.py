@@ -13,8 +13,7 @@ from voxedge.engines.errors import BuildError
 from voxedge.engines.manifest import GraphSpec, TensorSpec
 from voxedge.engines.trt.api import Library
 
-# TensorRT's name of each dtype of a manifest.
-_DTYPES = {
+TRT_DTYPES = {
     "float32": "FLOAT",
     "float16": "HALF",
     "int32": "INT32",
@@ -23,6 +22,7 @@ _DTYPES = {
     "uint8": "UINT8",
     "bool": "BOOL",
 }
+"""TensorRT's name of each dtype of a manifest."""
 _MAX_LISTED = 10
 
 
@@ -99,8 +99,8 @@ def _check_side(graph: GraphSpec, side: str, expected: tuple[TensorSpec, ...], f
         fixed = tuple(-1 if isinstance(size, str) else size for size in tensor.shape)
         shape = tuple(parsed.shape)
         fits = len(shape) == len(fixed) and all(a == b or -1 in (a, b) for a, b in zip(shape, fixed, strict=True))
-        if not fits or parsed.dtype.name != _DTYPES[tensor.dtype]:
+        if not fits or parsed.dtype.name != TRT_DTYPES[tensor.dtype]:
             raise BuildError(
-                f"graph {graph.name}: expected {tensor.name} as {_DTYPES[tensor.dtype]} {fixed}, "
+                f"graph {graph.name}: expected {tensor.name} as {TRT_DTYPES[tensor.dtype]} {fixed}, "
                 f"found {parsed.dtype.name} {shape}; the manifest and the graph disagree, export again"
             )

@@ -60,6 +60,7 @@ class MoeTts:
                 f"expected a whole MoE-TTS, this bundle lacks {', '.join(missing) or 'settings'}; export a checkpoint "
                 "that has a `dit` and a `vae`, without --components"
             )
+        loader.require(TEXT, SPEECH, CONDITIONER, DENOISER, VOCODER)
         self._diffusion: DiffusionSettings = self.settings.diffusion
         self._vocoder: VocoderSettings = self.settings.vocoder
         self._loader = loader

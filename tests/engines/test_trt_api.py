@@ -28,8 +28,11 @@ CLASSES = {
     "runtime": "Runtime",
     "engine": "ICudaEngine",
     "context": "IExecutionContext",
+    "refitter": "Refitter",
+    "refit_parser": "OnnxParserRefitter",
+    "inspector": "EngineInspector",
 }
-FILES_WITH_OBJECTS = {"builder.py", "network.py", "runner.py"}
+FILES_WITH_OBJECTS = {"builder.py", "network.py", "runner.py", "contexts.py", "session.py"}
 VERSIONS = {"tensorrt": ("10.3", "10.13", "11.4"), "tensorrt_rtx": ("rtx-1.7",)}
 
 
@@ -64,7 +67,7 @@ def used_names() -> dict[str, str]:
 
 def is_ours(name: str) -> bool:
     """Members of voxedge's own records that go by the same local names."""
-    return name in {"ITensor.sizes", "ParserError.errno"}
+    return name in {"ITensor.sizes", "ITensor.fits", "ITensor.address", "ParserError.errno"}
 
 
 def lacking(name: str) -> list[str]:
