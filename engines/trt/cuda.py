@@ -249,8 +249,8 @@ def open_cuda(driver: Any = None) -> Cuda:  # noqa: ANN401
     if not found:
         what = "no NVIDIA driver (libcuda.so.1)" if driver is None else "a driver that shows no device"
         raise BackendUnavailableError(
-            f"expected a CUDA device, found {what}; run `voxedge doctor`, or ask for --backend cpu. "
-            "In a container add --gpus all (on a Jetson --runtime nvidia)"
+            f"expected a CUDA device, found {what}; run `voxedge doctor`; in a container add "
+            "--gpus all (on a Jetson --runtime nvidia)"
         )
     return Cuda(found[0], driver)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import EngineMismatchError
+from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError
 from voxedge.engines.gpu import available_memory_bytes
 from voxedge.engines.manifest import GraphSpec
 from voxedge.engines.stamps import EngineFlavour, build_command, find_differences, read_stamp
@@ -37,9 +37,14 @@ class EngineSource:
         self.flavour = flavour
         self._bundle, self._options = bundle, options
         self._target = TARGETS[flavour]
-        library = load(flavour)
-        cuda = open_cuda()
-        self._host = find_host(library)
+        try:
+            library = load(flavour)
+            cuda = open_cuda()
+            self._host = find_host(library)
+        except BackendUnavailableError as error:
+            raise BackendUnavailableError(
+                f"{flavour} cannot run here: {error}; or ask for --backend cpu, which needs neither"
+            ) from error
         self._session = Session(library, cuda)
 
     def graphs(self) -> tuple[GraphSpec, ...]:
