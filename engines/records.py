@@ -20,6 +20,9 @@ from voxedge.engines.errors import ConfigError
 
 T = TypeVar("T")
 
+TINY, LARGEST = 1e-9, 1e9
+"""What stands for `above 0`, and what no figure of a voice comes near."""
+
 _ACCEPTED: Mapping[type, tuple[type, ...]] = {float: (int, float)}
 
 
@@ -53,6 +56,19 @@ def to_dict(record: object) -> dict[str, Any]:
     fields = dataclasses.fields(record)  # type: ignore[arg-type]
     pairs = ((field.name, getattr(record, field.name)) for field in fields)
     return {name: _plain(value) for name, value in pairs if value is not None}
+
+
+def check_range(record: object, where: str, **least: float) -> None:
+    """Refuse numbers that nothing can be done with: below what is named here, or beyond `LARGEST`.
+
+    Raises:
+        ConfigError: names the first such field.
+    """
+    for name, lowest in least.items():
+        value = getattr(record, name)
+        if not lowest <= value <= LARGEST:
+            limits, found = f"from {lowest:g} to {LARGEST:g}", str(value)[:40]
+            raise ConfigError(f"{where}: expected {name} {limits}, found {found}; export the bundle again")
 
 
 def _plain(value: object) -> object:

@@ -21,6 +21,8 @@ class ExportConfig:
 
     precision: Precision = "fp32"
     """Of matrix products and convolutions; norms, softmax, angles and snakes stay FP32."""
+    codec_precision: Precision = "fp32"
+    """Of a neural audio codec, which keeps FP32 unless told otherwise: its authors warn of artefacts in FP16."""
     max_context: int = 4096
     """Tokens of prompt and speech together; sizes the rotary tables and the caches' upper bound."""
     max_prefill: int = 1024
@@ -37,6 +39,8 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ConfigError(f"expected --precision {' or '.join(DTYPES)}, found {self.precision!r}")
+        if self.codec_precision not in DTYPES:
+            raise ConfigError(f"expected --codec-precision {' or '.join(DTYPES)}, found {self.codec_precision!r}")
         for name, value in (("max_context", self.max_context), ("max_prefill", self.max_prefill)):
             if value < 2:
                 raise ConfigError(f"expected {name} >= 2, found {value}; 4096 and 1024 are the defaults")

@@ -58,7 +58,7 @@ def trace(
     arguments: Sequence[Argument],
     outputs: Sequence[str],
     minimum: Mapping[str, int] | None = None,
-    stack: Stack | None = None,
+    stack: Stack | Sequence[Stack] = (),
     opset: int = PORTABLE_OPSET,
 ) -> Traced:
     """Trace what `build` returns.
@@ -69,7 +69,7 @@ def trace(
         outputs: Names of the graph's outputs, in order.
         minimum: Smallest sizes of symbolic dimensions for which the module is defined, where that is not 0.
         stack: Like layers, of which the module has only `stack.traced`; the others are added to the graph. The module's
-            inputs and outputs are then those of the traced layers.
+            inputs and outputs are then those of the traced layers. One stack or several.
         opset: ONNX opset of the default domain.
 
     Raises:
@@ -89,10 +89,10 @@ def trace(
         _forget_values(model)
         simplify(model)
     _name_nodes(model)
-    stored = _stored(module)
-    if stack is not None:
-        repeat_layers(model, stack)
-        stored = _repeated(stored, stack)
+    stored: Mapping[str, Stored] = _stored(module)
+    for each in (stack,) if isinstance(stack, Stack) else stack:
+        repeat_layers(model, each)
+        stored = _repeated(stored, each)
     given, results = (tuple(map(_spec, values)) for values in (model.graph.inputs, model.graph.outputs))
     return Traced(model, given, results, opset, stored)
 

@@ -99,6 +99,51 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class RotaryHalves:
+    """Rows of rotated heads, moved so that the pairs (0, 1), (2, 3), ... become (0, D / 2), (1, D / 2 + 1), ...
+
+    A score is a sum over the channels of a head, so their order may change if queries and keys change alike: with rows
+    in this order the one rotary embedding, which pairs halves, computes what the interleaved one does.
+    """
+
+    tensor: LazyTensor
+    """The source, [heads * dim or more, ...]; such as the weight or the bias of a joint projection."""
+    dim: int
+    """Channels of a head."""
+    stop: int
+    """Rows from here on (values) stay where they are; a multiple of `dim`."""
+
+    def __post_init__(self) -> None:
+        if self.dim % 2 or self.stop % self.dim or not 0 < self.stop <= self.tensor.shape[0]:
+            raise CheckpointError(f"{self.name}: expected whole heads of {self.dim} rows, found {self.tensor.shape}")
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the source."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> str:
+        """Stored type of the source."""
+        return self.tensor.dtype
+
+    def blocks(self, max_bytes: int) -> Iterator[Block]:
+        """One block for each rotated head, then those of the rest; see `LazyTensor.blocks`."""
+        whole = tuple(slice(0, size) for size in self.shape[1:])
+        for start in range(0, self.stop, self.dim):
+            head = materialise(Rows(self.tensor, start, start + self.dim))
+            yield (slice(start, start + self.dim), *whole), np.concatenate([head[::2], head[1::2]])
+        if self.stop < self.shape[0]:
+            for (rows, *rest), values in Rows(self.tensor, self.stop, self.shape[0]).blocks(max_bytes):
+                yield (slice(rows.start + self.stop, rows.stop + self.stop), *rest), values
+
+
+@dataclass(frozen=True, slots=True)
 class Stacked:
     """Several tensors joined along their first axis."""
 

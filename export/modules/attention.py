@@ -65,7 +65,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin, *rest], -1).to(x.dtype)
 
 
-def causal_mask(past: int, new: int, repeat: int) -> tuple[Tensor, Tensor]:
+def causal_mask(past: int, new: int, repeat: int, window: int | None = None) -> tuple[Tensor, Tensor]:
     """Positions of the new tokens, and what to add to their scores so that each sees the keys up to its own.
 
     Built from ranges over the sizes, so that a compiler sees that past and new lengths may vary independently.
@@ -74,13 +74,17 @@ def causal_mask(past: int, new: int, repeat: int) -> tuple[Tensor, Tensor]:
         past: Keys before the first query.
         new: Queries.
         repeat: Query heads that read one key head; their rows are stacked, see `attend`.
+        window: Keys that a query sees, its own included; None for all.
 
     Returns:
         Positions [new] INT64 and scores to add [repeat * new, past + new] FP32.
     """
     positions = torch.arange(past, past + new)
     queries = torch.cat([positions] * repeat).unsqueeze(1)  # [H / G * S, 1]
-    visible = torch.arange(past + new).unsqueeze(0) <= queries  # [H / G * S, T]
+    keys = torch.arange(past + new).unsqueeze(0)  # [1, T]
+    visible = keys <= queries  # [H / G * S, T]
+    if window is not None:
+        visible = visible & (keys > queries - window)
     return positions, torch.where(visible, 0.0, MASKED)
 
 

@@ -7,6 +7,7 @@ every cast below is a no-op and leaves no node behind. Weights are stored as the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -105,6 +106,23 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a residual branch (Touvron et al. 2021)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = parameter(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`x * Phi(x)` (Hendrycks and Gimpel 2016) with the error function, which every runtime has; in FP32."""
+    x = x.float()
+    return x * (0.5 * (1.0 + torch.erf(x * math.sqrt(0.5))))
 
 
 class Snake(nn.Module):

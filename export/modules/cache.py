@@ -1,7 +1,8 @@
-"""How a decoder layer reads its history: plain operators for every runtime, or ONNX Runtime's fused one.
+"""How a causal layer reads its history: plain operators for every runtime, or ONNX Runtime's fused one.
 
 In: the new queries, keys and values of one layer. Out: their attention over past and new positions, and what the
-runtime keeps. The two histories are the whole difference between the flavours of a language model's graph.
+runtime keeps. The first two histories are the whole difference between the flavours of a language model's graph; the
+third is for what looks back a bounded way.
 """
 
 from __future__ import annotations
@@ -81,3 +82,34 @@ class OrtHistory:
         )
         self.kept += [key_out, value_out]
         return mixed
+
+
+class SlidingHistory:
+    """Time-major caches [P, B, R, G, D] of frames of R positions each, of which a position sees the last `window`.
+
+    Keys are kept as they are and rotated by their place in the cache, because only differences of positions matter:
+    angles stay exact and the tables short however long a stream runs.
+    """
+
+    def __init__(self, past: list[Tensor], frames: int, rate: int, window: int, rotary: RotaryTables) -> None:
+        self.past, self.frames, self.rate = past, frames, rate
+        self.kept: list[Tensor] = []
+        self.known = past[0].shape[0]
+        earlier, new = self.known * rate, frames * rate
+        _, self.mask = causal_mask(earlier, new, 1, window)  # [S, T]
+        self.cos, self.sin = rotary(torch.arange(earlier + new))  # [T, D / 2]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (self._extended(2 * layer + side, rows) for side, rows in enumerate((k, v)))  # [B, T, G, D]
+        start = self.known * self.rate
+        q = apply_rotary(q, self.cos[start:], self.sin[start:])
+        keys = apply_rotary(keys, self.cos, self.sin)
+        return attend(q, keys.transpose(1, 2), values.transpose(1, 2), self.mask)
+
+    def _extended(self, index: int, rows: Tensor) -> Tensor:
+        """Earlier and new rows [B, T, G, D] of one cache; the new ones [B, S, G, D] are kept."""
+        batch, _, groups, dim = rows.shape
+        fresh = rows.reshape(batch, self.frames, self.rate, groups, dim).transpose(0, 1)  # [N, B, R, G, D]
+        self.kept.append(fresh)
+        whole = torch.cat([self.past[index], fresh]).transpose(0, 1)  # [B, P + N, R, G, D]
+        return whole.reshape(batch, (self.known + self.frames) * self.rate, groups, dim)

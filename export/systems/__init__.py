@@ -7,11 +7,12 @@ from pathlib import Path
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.config_file import load_json
+from voxedge.export.checkpoint.moss_codec import MODEL_TYPES as CODEC_TYPES
 from voxedge.export.config import ExportConfig
 from voxedge.export.exporter import ProgressCallback, export_plan
-from voxedge.export.systems import moe_tts
+from voxedge.export.systems import moe_tts, moss_codec
 
-PLANNERS = {"moe_tts": moe_tts.plan}
+PLANNERS = {"moe_tts": moe_tts.plan, **dict.fromkeys(CODEC_TYPES, moss_codec.plan)}
 
 
 def export_checkpoint(

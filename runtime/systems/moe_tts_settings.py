@@ -9,28 +9,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from voxedge.engines.errors import ConfigError
+from voxedge.engines.records import LARGEST, TINY, check_range
 from voxedge.runtime.sampling import SamplingConfig
 
 SYSTEM = "moe_tts"
 
 RECOMMENDED_SAMPLING = SamplingConfig(top_k=25, top_p=0.8, ras_window=10, ras_tau=0.1, min_tokens=2, max_tokens=750)
 """Repetition-aware nucleus sampling as CosyVoice 2 does it; the paper of MoE-TTS does not say."""
-
-_TINY, _LARGEST = 1e-9, 1e9
-"""What stands for `above 0`, and what no figure of a voice comes near."""
-
-
-def _check(record: object, **least: float) -> None:
-    """Refuse numbers that nothing can be done with: below what is named here, or beyond any use.
-
-    Raises:
-        ConfigError: names the first such field.
-    """
-    for name, lowest in least.items():
-        value = getattr(record, name)
-        if not lowest <= value <= _LARGEST:
-            limits, found = f"from {lowest:g} to {_LARGEST:g}", str(value)[:40]
-            raise ConfigError(f"settings: expected {name} {limits}, found {found}; export the bundle again")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +32,7 @@ class SpeechSettings:
     """The end token's id among the text tokens; None where it is a speech row."""
 
     def __post_init__(self) -> None:
-        _check(self, num_tokens=1, frame_rate=_TINY, eos_column=0)
+        check_range(self, "settings", num_tokens=1, frame_rate=TINY, eos_column=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +68,7 @@ class DiffusionSettings:
     """How the speech tokens enter the network."""
 
     def __post_init__(self) -> None:
-        _check(self, sigma_data=_TINY, sigma_min=0, sigma_max=_TINY, rho=_TINY, steps=1, cfg_scale=0)
+        check_range(self, "settings", sigma_data=TINY, sigma_min=0, sigma_max=TINY, rho=TINY, steps=1, cfg_scale=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +86,8 @@ class VocoderSettings:
     """Latents are multiplied by it before decoding and divided by it after encoding."""
 
     def __post_init__(self) -> None:
-        _check(self, sample_rate=1, channels=1, latent_channels=1, scale=_TINY)
-        if not self.strides or not all(1 <= stride <= _LARGEST for stride in self.strides):
+        check_range(self, "settings", sample_rate=1, channels=1, latent_channels=1, scale=TINY)
+        if not self.strides or not all(1 <= stride <= LARGEST for stride in self.strides):
             raise ConfigError(f"settings: expected strides above 0, found {self.strides[:9]}; export the bundle again")
 
 
@@ -120,7 +105,7 @@ class WindowSettings:
     """Latents of one vocoder call; fewer is less delay and more overlap work."""
 
     def __post_init__(self) -> None:
-        _check(self, stream_s=_TINY, context_s=0, lookahead_s=0, chunk_latents=1)
+        check_range(self, "settings", stream_s=TINY, context_s=0, lookahead_s=0, chunk_latents=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +124,4 @@ class MoeTtsSettings:
     windows: WindowSettings = field(default_factory=WindowSettings)
 
     def __post_init__(self) -> None:
-        _check(self, max_context=1)
+        check_range(self, "settings", max_context=1)

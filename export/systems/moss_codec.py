@@ -1,0 +1,32 @@
+"""Export MOSS-Audio-Tokenizer as a bundle of its own.
+
+In: the codec's checkpoint folder. Out: a `SystemPlan`. A MOSS-TTS bundle takes the same graphs and settings from
+`export.codec_graphs`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from voxedge.export.checkpoint.moss_codec import load_moss_codec
+from voxedge.export.codec_graphs import codec_plans, codec_settings
+from voxedge.export.config import ExportConfig
+from voxedge.export.exporter import SystemPlan
+from voxedge.runtime.codec import SYSTEM, CodecBundleSettings
+
+
+def plan(folder: Path, config: ExportConfig) -> SystemPlan:
+    """Plan the bundle of a codec.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, incomplete or of an unsupported kind.
+        MissingResourceError: A file is missing.
+    """
+    checkpoint = load_moss_codec(folder)
+    return SystemPlan(
+        system=SYSTEM,
+        settings=CodecBundleSettings(codec_settings(checkpoint)),
+        graphs=tuple(codec_plans(checkpoint, config.codec_precision)),
+        files={},
+        sources={path.name: path for path in checkpoint.files},
+    )

@@ -1,0 +1,325 @@
+"""The neural audio codec: samples to codes and codes to samples, whole or piece by piece.
+
+In: a bundle with the graphs `codec_encoder` and `codec_decoder` and the settings `codec`. Out: `Codec`. Everything is
+causal with a bounded reach, so whole and streamed are one path: a whole signal is a stream that is fed at once. Does
+not read files, resample or set loudness (see `runtime.voices`) and knows no language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from voxedge.engines.backend import Engine
+from voxedge.engines.bundle import Bundle
+from voxedge.engines.errors import BundleError, ConfigError, InputError
+from voxedge.engines.loader import GraphLoader
+from voxedge.engines.records import check_range, from_dict
+from voxedge.runtime.sliding import SlidingState
+
+SYSTEM = "moss_codec"
+ENCODER, DECODER = "codec_encoder", "codec_decoder"
+
+Codes = npt.NDArray[np.int32]
+"""[codebooks, T]; row q holds the indices into codebook q."""
+Samples = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class CodecSettings:
+    """What the runtime needs beside the codec's graphs; stands under `codec` in the settings of a bundle."""
+
+    sample_rate: int
+    """In Hz."""
+    hop: int
+    """Samples of one frame, of each channel."""
+    codebooks: int
+    """Most codes of one frame; the first k of them are a coarser description."""
+    codebook_size: int
+    """Codes are 0 .. codebook_size - 1."""
+    context: int
+    """Earlier frames whose keys and values a frame needs in every layer."""
+    fingerprint: str
+    """SHA-256 of the codebooks: codes of one fingerprint mean the same."""
+    channels: int = 1
+    """Of the waveform; the graphs take them interleaved."""
+
+    def __post_init__(self) -> None:
+        least = {"sample_rate": 1, "hop": 1, "codebooks": 1, "codebook_size": 1, "context": 0, "channels": 1}
+        check_range(self, "settings.codec", **least)
+
+
+@dataclass(frozen=True, slots=True)
+class CodecBundleSettings:
+    """Settings of a bundle that is a codec and nothing else."""
+
+    codec: CodecSettings
+
+
+class Codec:
+    """A loaded codec.
+
+    Example:
+        >>> codec = Codec.of(bundle, loader)  # doctest: +SKIP
+        >>> codes = codec.encode(samples)  # doctest: +SKIP
+        >>> codec.decode(codes[:8]).shape  # the first 8 codebooks  # doctest: +SKIP
+    """
+
+    def __init__(self, settings: CodecSettings, load: Callable[[str], Engine]) -> None:
+        """Use `of`; graphs are loaded when they are first needed.
+
+        Args:
+            settings: What the bundle says.
+            load: Gives the engine of a graph by its name.
+        """
+        self.settings = settings
+        self._load = load
+
+    @classmethod
+    def of(cls, bundle: Bundle, loader: GraphLoader) -> Codec:
+        """The codec of a bundle: one of a codec alone, or of a whole system that has one.
+
+        Raises:
+            BundleError: The bundle has no codec, or its settings are damaged.
+        """
+        given = bundle.manifest.settings.get("codec")
+        if given is None or not loader.has(DECODER):
+            raise BundleError(
+                f"{bundle.root}: expected a bundle with a codec, found {bundle.manifest.system!r} without one; "
+                "export the codec's checkpoint with `voxedge export` and name its bundle"
+            )
+        try:
+            settings = from_dict(CodecSettings, given, "voxedge.json: settings.codec")
+        except ConfigError as error:
+            raise BundleError(str(error)) from error
+        return cls(settings, loader.load)
+
+    @property
+    def sample_rate(self) -> int:
+        """In Hz."""
+        return self.settings.sample_rate
+
+    @property
+    def channels(self) -> int:
+        """Of the audio."""
+        return self.settings.channels
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.settings.sample_rate / self.settings.hop
+
+    @property
+    def codebooks(self) -> int:
+        """Most codebooks."""
+        return self.settings.codebooks
+
+    def encode(self, samples: Samples, codebooks: int | None = None) -> Codes:
+        """Describe a recording.
+
+        Args:
+            samples: [T, channels], or [T] where there is one channel, at `sample_rate`.
+            codebooks: How many codes a frame gets; None for all.
+
+        Returns:
+            [codebooks, T // hop]; a last frame that is not whole is dropped.
+
+        Raises:
+            InputError: Not one whole frame, too many codebooks, or samples that are no numbers.
+        """
+        return self.encode_batch([samples], codebooks)[0]
+
+    def encode_batch(self, batch: Sequence[Samples], codebooks: int | None = None) -> list[Codes]:
+        """Describe several recordings of any lengths in one pass; see `encode`."""
+        count = self._count(codebooks)
+        frames = [self._frames(samples) for samples in batch]  # [T, hop] each, zeros behind the end
+        lengths = np.array([len(samples) // self.settings.hop for samples in batch])
+        if not len(lengths) or lengths.min() < 1:
+            raise InputError(
+                f"expected at least {self.settings.hop} samples ({1.0 / self.frame_rate:g} s), "
+                f"found {min((len(samples) for samples in batch), default=0)}"
+            )
+        stream = EncodeStream(self, len(batch))
+        longest = int(lengths.max())
+        padded = np.zeros((len(batch), longest, frames[0].shape[-1]), np.float32)
+        for row, content in zip(padded, frames, strict=True):
+            row[: len(content)] = content[:longest]
+        codes = stream.feed(padded, lengths)
+        return [codes[:count, row, :length].copy() for row, length in enumerate(lengths)]
+
+    def decode(self, codes: Codes) -> Samples:
+        """Make the samples that codes describe.
+
+        Args:
+            codes: [k, T]; the first k codebooks, T frames.
+
+        Returns:
+            [T * hop, channels], full scale 1, not clipped.
+
+        Raises:
+            InputError: No codebook or too many, or codes that do not exist.
+        """
+        return self.decode_batch([codes])[0]
+
+    def decode_batch(self, batch: Sequence[Codes]) -> list[Samples]:
+        """Decode several sequences of any lengths in one pass; see `decode`."""
+        checked = [self.check(codes) for codes in batch]
+        longest = max((codes.shape[1] for codes in checked), default=0)
+        padded = np.full((self.codebooks, len(batch), longest), self.settings.codebook_size, np.int32)
+        for row, codes in enumerate(checked):
+            padded[: len(codes), row, : codes.shape[1]] = codes
+        audio = DecodeStream(self, len(batch)).feed_batch(padded)  # [B, T * hop, channels]
+        return [samples[: codes.shape[1] * self.settings.hop] for samples, codes in zip(audio, checked, strict=True)]
+
+    def stream(self) -> DecodeStream:
+        """Start to decode codes that come piece by piece."""
+        return DecodeStream(self)
+
+    def engine(self, name: str) -> Engine:
+        """One of the two graphs.
+
+        Raises:
+            BundleError: The bundle has no such graph.
+        """
+        return self._load(name)
+
+    def check(self, codes: npt.ArrayLike) -> Codes:
+        """Codes as [k, T] INT32, or an error.
+
+        Raises:
+            InputError: No codebook or too many, or codes that do not exist.
+        """
+        found = np.asarray(codes)
+        size = self.settings.codebook_size
+        if found.ndim != 2 or found.dtype.kind not in "iu" or not 1 <= len(found) <= self.codebooks:
+            raise InputError(
+                f"expected codes [k, frames] of 1 .. {self.codebooks} codebooks, found {found.dtype} "
+                f"{list(found.shape)}; this codec cannot read them"
+            )
+        if found.size and not (int(found.min()) >= 0 and int(found.max()) < size):
+            raise InputError(
+                f"expected codes of 0 .. {size - 1}, found {int(found.min())} .. {int(found.max())}; "
+                "they belong to another codec, or padding was not removed"
+            )
+        return np.ascontiguousarray(found, np.int32)
+
+    def _count(self, codebooks: int | None) -> int:
+        if codebooks is not None and not 1 <= codebooks <= self.codebooks:
+            raise InputError(f"expected 1 .. {self.codebooks} codebooks, found {codebooks}; this codec has no more")
+        return codebooks or self.codebooks
+
+    def _frames(self, samples: Samples) -> Samples:
+        """Samples [T, channels] as [frames, hop * channels], the last one filled up with zeros."""
+        shaped = np.asarray(samples, np.float32).reshape(len(samples), -1)  # [T, channels]
+        if shaped.shape[1] != self.channels and len(shaped):
+            raise InputError(f"expected {self.channels} channel(s), found {shaped.shape[1]}; mix them first")
+        if not np.isfinite(shaped).all():
+            raise InputError("expected finite samples, found NaN or infinity; save the recording as 16-bit WAV")
+        whole = -(-len(shaped) // self.settings.hop) * self.settings.hop
+        padded = np.zeros((whole, self.channels), np.float32)
+        padded[: len(shaped)] = shaped
+        return padded.reshape(-1, self.settings.hop * self.channels)
+
+
+class DecodeStream:
+    """Decodes frames as they come; equal to decoding them at once but for the rounding of other matrix sizes.
+
+    Example:
+        >>> with codec.stream() as stream:  # doctest: +SKIP
+        ...     for codes in pieces:
+        ...         play(stream.feed(codes))
+    """
+
+    def __init__(self, codec: Codec, batch: int = 1) -> None:
+        self._codec = codec
+        self._state: SlidingState | None = SlidingState(codec.engine(DECODER), codec.settings.context, batch)
+
+    def __enter__(self) -> DecodeStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def state(self) -> SlidingState:
+        """What the stream remembers.
+
+        Raises:
+            InputError: The stream was closed.
+        """
+        if self._state is None:
+            raise InputError("expected an open stream, this one was closed; start another with Codec.stream")
+        return self._state
+
+    def feed(self, codes: Codes) -> Samples:
+        """Decode the next frames.
+
+        Args:
+            codes: [k, n] with n >= 0; k may change from call to call.
+
+        Returns:
+            [n * hop, channels], which follow those of the last call.
+
+        Raises:
+            InputError: The codes cannot be decoded, or the stream was closed.
+        """
+        checked = self._codec.check(codes)
+        padded = np.full((self._codec.codebooks, 1, checked.shape[1]), self._codec.settings.codebook_size, np.int32)
+        padded[: len(checked), 0] = checked
+        return self.feed_batch(padded)[0]
+
+    def feed_batch(self, codes: Codes) -> Samples:
+        """The same for streams in step.
+
+        Args:
+            codes: [codebooks, B, n] of all codebooks; `codebook_size` stands for none.
+
+        Returns:
+            [B, n * hop, channels].
+        """
+        settings, frames = self._codec.settings, codes.shape[2]
+        audio = np.zeros((codes.shape[1], frames, settings.hop * settings.channels), np.float32)
+        for start in range(0, frames, self.state.max_frames):
+            part = np.ascontiguousarray(codes[:, :, start : start + self.state.max_frames])
+            made = np.empty((part.shape[1], part.shape[2], audio.shape[2]), np.float32)
+            self.state.run(part.shape[2], {"codes": part, "audio": made})
+            audio[:, start : start + part.shape[2]] = made
+        return audio.reshape(len(audio), frames * settings.hop, settings.channels)
+
+    def close(self) -> None:
+        """Give the state's memory back."""
+        self._state = None
+
+
+class EncodeStream:
+    """Encodes frames of samples as they come."""
+
+    def __init__(self, codec: Codec, batch: int = 1) -> None:
+        self._codec = codec
+        self.state = SlidingState(codec.engine(ENCODER), codec.settings.context, batch)
+
+    def feed(self, frames: Samples, lengths: npt.NDArray[np.int64]) -> Codes:
+        """Encode the next frames.
+
+        Args:
+            frames: [B, n, hop * channels].
+            lengths: [B] frames of each row that are whole, from the start of this call; codes of others mean nothing.
+
+        Returns:
+            [codebooks, B, n].
+        """
+        batch, count, _ = frames.shape
+        codes = np.zeros((self._codec.codebooks, batch, count), np.int32)
+        for start in range(0, count, self.state.max_frames):
+            part = np.ascontiguousarray(frames[:, start : start + self.state.max_frames])
+            whole = np.clip(lengths - start, 0, part.shape[1]).astype(np.int32)
+            made = np.empty((len(codes), batch, part.shape[1]), np.int32)
+            self.state.run(part.shape[1], {"audio": part, "lengths": whole, "codes": made})
+            codes[:, :, start : start + part.shape[1]] = made
+        return codes
