@@ -272,7 +272,8 @@ class DecodeStream:
         checked = self._codec.check(codes)
         padded = np.full((self._codec.codebooks, 1, checked.shape[1]), self._codec.settings.codebook_size, np.int32)
         padded[: len(checked), 0] = checked
-        return self.feed_batch(padded)[0]
+        samples: Samples = self.feed_batch(padded)[0]
+        return samples
 
     def feed_batch(self, codes: Codes) -> Samples:
         """The same for streams in step.
