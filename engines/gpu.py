@@ -86,6 +86,11 @@ def available_memory_bytes(root: Path = Path("/")) -> int | None:
     return _meminfo(root).get("MemAvailable")
 
 
+def free_swap_bytes(root: Path = Path("/")) -> int:
+    """Free swap space in bytes; 0 where there is none."""
+    return _meminfo(root).get("SwapFree", 0)
+
+
 def total_memory_bytes(root: Path = Path("/")) -> int | None:
     """Host memory in bytes; None where the system does not tell."""
     return _meminfo(root).get("MemTotal")

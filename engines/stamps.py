@@ -22,6 +22,7 @@ from voxedge.engines.records import from_dict, to_dict
 EngineFlavour = Literal["tensorrt", "tensorrt_rtx"]
 
 _MAX_STAMP_BYTES = 1 << 20
+_AMPERE = 80
 _LABELS = {
     "graph_sha256": "graph (sha256)",
     "data_sha256": "weights (sha256)",
@@ -130,7 +131,7 @@ def compare(stamp: EngineStamp, wanted: EngineStamp) -> list[str]:
         for name, label in _LABELS.items()
         if getattr(stamp, name) != getattr(wanted, name)
     ]
-    if not set(wanted.compute_capabilities) <= set(stamp.compute_capabilities):
+    if not _covers(stamp, wanted.compute_capabilities):
         differences.append(f"device: built for {_devices(stamp)}, wanted {_devices(wanted)}")
     differences += _compare_profiles(stamp, wanted)
     for name, value in wanted.options.items():
@@ -191,6 +192,12 @@ def _compare_profiles(stamp: EngineStamp, wanted: EngineStamp) -> list[str]:
         for dim, wanted_range in dims.items()
         if stamp.profiles[profile].get(dim) != wanted_range
     ]
+
+
+def _covers(stamp: EngineStamp, devices: tuple[int, ...]) -> bool:
+    if stamp.options.get("compatibility") == "ampere+":
+        return all(device >= _AMPERE for device in devices)
+    return set(devices) <= set(stamp.compute_capabilities)
 
 
 def _range(dim: DimRange | None) -> str:

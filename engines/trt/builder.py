@@ -11,64 +11,29 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from voxedge.engines import files
 from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
-from voxedge.engines.errors import BackendUnavailableError, BuildError, BundleError, ConfigError
-from voxedge.engines.gpu import available_memory_bytes
+from voxedge.engines.errors import BuildError, BundleError
+from voxedge.engines.gpu import available_memory_bytes, free_swap_bytes
 from voxedge.engines.manifest import GraphSpec
 from voxedge.engines.stamps import EngineStamp, find_differences, write_engine
-from voxedge.engines.trt.api import FLAVOURS, Library, Target, load
+from voxedge.engines.trt.api import FLAVOURS, Target, load
+from voxedge.engines.trt.config import BuildConfig, check_config, check_parser, configure
 from voxedge.engines.trt.host import BuildHost, find_host, timing_cache_path
 from voxedge.engines.trt.monitor import BuildWatch, ProgressCallback, shared_logger
 from voxedge.engines.trt.network import add_profiles, check_network, parse_graph
+from voxedge.engines.trt.timing_cache import load_timing_cache, save_timing_cache
 
-WeightsMode = Literal["embedded", "refittable", "stripped"]
+__all__ = ["BuildConfig", "EngineRecord", "build_bundle", "build_engine", "engine_path", "required_memory_bytes"]
 
 # Peak resident memory of a build, measured with TensorRT-RTX 1.7 on FP16 and INT4 language models of 0.3 to 0.9 GB.
 _MEMORY_PER_WEIGHT = 5.6
 _MEMORY_BASE_BYTES = 500_000_000
-_MIN_WORKSPACE_BYTES = 64 << 20
+# What no build can do without: the weights as they were parsed, and once more in the engine.
+_LEAST_MEMORY_PER_WEIGHT = 2.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildConfig:
-    """How engines are built."""
-
-    target: Target = "rtx"
-    """`rtx`: TensorRT for RTX, desktop GPUs. `trt`: TensorRT, Jetson and data-centre GPUs."""
-    compute_capabilities: tuple[int, ...] = ()
-    """Devices to compile for, such as (89, 120), `rtx` only; empty for the device in this machine."""
-    workspace_bytes: int | None = None
-    """Scratch memory that a layer may use at most; None takes half of what is free when the build starts."""
-    optimization_level: int = 3
-    """From 0 to 5; higher builds longer for a faster engine."""
-    timing_cache: Path | None = None
-    """Measured kernel times, shared by all builds on a device; None uses the user's cache folder."""
-    weights: WeightsMode = "embedded"
-    """`refittable` weights can be replaced in the engine; a `stripped` engine has none until it is refitted."""
-
-    def __post_init__(self) -> None:
-        if self.compute_capabilities and self.target != "rtx":
-            raise ConfigError(
-                "TensorRT compiles for the device that it runs on only; expected no --sm with --target trt, found "
-                f"{self.compute_capabilities}: run `voxedge build` on the device, or use --target rtx"
-            )
-        if not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"expected an optimisation level from 0 to 5, found {self.optimization_level}")
-        if self.workspace_bytes is not None and self.workspace_bytes < 0:
-            raise ConfigError(f"expected a workspace of 0 bytes or more, found {self.workspace_bytes}")
-
-    def stamp_options(self) -> dict[str, str]:
-        """What of this shapes an engine, as strings."""
-        workspace = "auto" if self.workspace_bytes is None else str(self.workspace_bytes)
-        return {
-            "workspace_bytes": workspace,
-            "optimization_level": str(self.optimization_level),
-            "weights": self.weights,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +80,11 @@ def build_bundle(
     library = load(FLAVOURS[config.target])
     host = find_host(library, config.compute_capabilities)
     records = []
-    for graph in bundle.manifest.graphs:
-        if graph.flavour != "portable":
-            continue
+    graphs = [graph for graph in bundle.manifest.graphs if graph.flavour == "portable"]
+    check_config(config, host)
+    for graph in graphs:  # before the first of them is built
+        check_parser(library, graph)
+    for graph in graphs:
         path = engine_path(bundle, graph, config.target)
         wanted = host.stamp(bundle, graph, config.stamp_options())
         reasons = find_differences(path, wanted) or (["asked for with --force"] if force else [])
@@ -165,11 +132,8 @@ def _build(
 ) -> EngineRecord:
     if graph.flavour != "portable":
         raise BuildError(f"graph {graph.name}: expected the portable flavour, found {graph.flavour}")
-    if config.weights != "embedded" and host.gpu is None:
-        # TensorRT-RTX 1.7 runs kernels for these two while it builds, and fails with "CHECK(status == CUDA_SUCCESS)".
-        raise BackendUnavailableError(
-            f"{config.weights} engines can be built on the device only; leave --sm out there, or embed the weights"
-        )
+    check_config(config, host)
+    check_parser(host.library, graph)
     stamp = host.stamp(bundle, graph, config.stamp_options())
     _check_sources(bundle, graph)
     _check_resources(bundle, graph, path)
@@ -196,36 +160,16 @@ def _compile(bundle: Bundle, graph: GraphSpec, config: BuildConfig, host: BuildH
     check_network(network, graph)
     builder_config = builder.create_builder_config()
     builder_config.progress_monitor = watch.progress_monitor(host.library)
-    _configure(host, builder_config, config, required_memory_bytes(bundle, graph))
+    configure(host, builder_config, config, required_memory_bytes(bundle, graph))
     add_profiles(builder, builder_config, graph)
-    cache = _load_timing_cache(host.library, builder_config, _cache_path(host, config))
+    cache = load_timing_cache(host.library, builder_config, _cache_path(host, config))
     serialized = builder.build_serialized_network(network, builder_config)
     del parser
     if serialized is None:
         raise BuildError(_explain(graph, watch.errors, required_memory_bytes(bundle, graph)))
     if cache is not None:
-        _save_timing_cache(cache, _cache_path(host, config))
+        save_timing_cache(cache, _cache_path(host, config))
     return serialized
-
-
-def _configure(host: BuildHost, builder_config: Any, config: BuildConfig, needed_bytes: int) -> None:  # noqa: ANN401
-    trt = host.library.module
-    builder_config.builder_optimization_level = config.optimization_level
-    workspace = config.workspace_bytes
-    if workspace is None and host.gpu is not None:
-        workspace = max(_MIN_WORKSPACE_BYTES, host.free_bytes(needed_bytes) // 2)
-    if workspace is not None:
-        builder_config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
-    if config.weights == "refittable":
-        builder_config.set_flag(trt.BuilderFlag.REFIT)
-    if config.weights == "stripped":
-        builder_config.set_flag(trt.BuilderFlag.STRIP_PLAN)
-    if host.library.cross_builds:
-        builder_config.num_compute_capabilities = len(host.compute_capabilities)
-        for index, capability in enumerate(host.compute_capabilities):
-            device = getattr(trt.ComputeCapability, f"SM{capability}", trt.ComputeCapability.CURRENT)
-            if not builder_config.set_compute_capability(device, index):
-                raise BuildError(f"{host.library.flavour} {host.library.version} cannot compile for SM{capability}")
 
 
 def _check_sources(bundle: Bundle, graph: GraphSpec) -> None:
@@ -241,14 +185,19 @@ def _check_resources(bundle: Bundle, graph: GraphSpec, path: Path) -> None:
     files.ensure_free_space(path.parent, weights + weights // 4, BuildError)
     needed, available = required_memory_bytes(bundle, graph), available_memory_bytes()
     _log.info("%s: building takes about %s of memory", graph.name, files.format_bytes(needed))
-    if available is not None and available < needed:
-        _log.warning(
-            "%s: building takes about %s of memory, and %s are available; it may swap or be killed. "
-            "Close other programs, add swap, or build desktop engines on a larger machine with --sm",
-            graph.name,
-            files.format_bytes(needed),
-            files.format_bytes(available),
-        )
+    if available is None:
+        return
+    advice = (
+        f"{files.format_bytes(available)} are available: close other programs, add swap, or build desktop engines on "
+        "a larger machine with --sm"
+    )
+    least = int(_LEAST_MEMORY_PER_WEIGHT * weights)
+    if available + free_swap_bytes() < least:
+        text = f"graph {graph.name}: building takes {files.format_bytes(least)} of memory at least, swap included"
+        raise BuildError(f"{text}, and {advice}")
+    if available < needed:
+        amount = files.format_bytes(needed)
+        _log.warning("%s: building takes about %s of memory and may swap or be killed; %s", graph.name, amount, advice)
 
 
 def _write_engine(path: Path, serialized: Any, stamp: EngineStamp) -> None:  # noqa: ANN401
@@ -265,22 +214,6 @@ def _write_engine(path: Path, serialized: Any, stamp: EngineStamp) -> None:  # n
 
 def _cache_path(host: BuildHost, config: BuildConfig) -> Path:
     return config.timing_cache or timing_cache_path(host)
-
-
-def _load_timing_cache(library: Library, builder_config: Any, path: Path) -> Any:  # noqa: ANN401
-    if not library.has_timing_cache:
-        return None
-    cache = builder_config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-    if cache is None or not builder_config.set_timing_cache(cache, False):
-        _log.warning("%s is of another device or library and is not used", path)
-        cache = builder_config.create_timing_cache(b"")
-        builder_config.set_timing_cache(cache, False)
-    return cache
-
-
-def _save_timing_cache(cache: Any, path: Path) -> None:  # noqa: ANN401
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, memoryview(cache.serialize()))
 
 
 def _explain(graph: GraphSpec, errors: list[str], needed_bytes: int) -> str:

@@ -199,7 +199,7 @@ class TrtEngine:
         if captured is not None:
             captured[1].launch()
             return
-        capture = self._replays.wants(key)
+        capture = self._replays.wants(key) and self._main.capturable()
         slot = Context(self._session, self._engine, self.spec.name) if capture else self._main
         slot.prepare(call)
         # Also before a capture: the first call after new shapes does work that must not be part of the graph.

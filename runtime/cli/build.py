@@ -44,6 +44,18 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--workspace", type=whole(1), metavar="MIB", help="scratch memory limit; from free memory")
     parser.add_argument("--opt-level", type=int, choices=range(6), default=3, help="0 builds fastest, 5 runs fastest")
     parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="shared by builds; trt only")
+    parser.add_argument(
+        "--weights",
+        choices=("embedded", "refittable", "stripped", "streamed"),
+        default="embedded",
+        help="stripped: taken from the bundle when an engine is opened; streamed: from the host's memory in every run",
+    )
+    parser.add_argument(
+        "--compatibility",
+        choices=("none", "same-capability", "ampere+"),
+        default="none",
+        help="other GPUs that an engine shall run on too, at a cost of speed; --target trt, not on Jetson",
+    )
     parser.add_argument("--force", action="store_true", help="build engines that are up to date again")
     parser.set_defaults(run=run)
 
@@ -51,7 +63,8 @@ def add(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Build what is missing or stale."""
     from voxedge.engines.bundle import Bundle
-    from voxedge.engines.trt.builder import BuildConfig, build_bundle
+    from voxedge.engines.trt.builder import build_bundle
+    from voxedge.engines.trt.config import BuildConfig
 
     bundle = Bundle.open(arguments.bundle)
     config = BuildConfig(
@@ -60,6 +73,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         workspace_bytes=None if arguments.workspace is None else arguments.workspace << 20,
         optimization_level=arguments.opt_level,
         timing_cache=arguments.timing_cache,
+        weights=arguments.weights,
+        compatibility=arguments.compatibility,
     )
     with console.progress() as progress:
 

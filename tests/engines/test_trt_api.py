@@ -32,7 +32,7 @@ CLASSES = {
     "refit_parser": "OnnxParserRefitter",
     "inspector": "EngineInspector",
 }
-FILES_WITH_OBJECTS = {"builder.py", "network.py", "runner.py", "contexts.py", "session.py"}
+FILES_WITH_OBJECTS = {"builder.py", "network.py", "runner.py", "contexts.py", "session.py", "config.py"}
 VERSIONS = {"tensorrt": ("10.3", "10.13", "11.4"), "tensorrt_rtx": ("rtx-1.7",)}
 
 

@@ -262,9 +262,14 @@ def test_no_room(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_little_memory_is_said_before_the_start(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "available_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(build, "free_swap_bytes", lambda: 0)
+    monkeypatch.setattr(build, "available_memory_bytes", lambda: 100_000)
     build_bundle(bundle, SM89)
-    assert "it may swap or be killed" in caplog.text
+    assert "may swap or be killed" in caplog.text
+    monkeypatch.setattr(build, "available_memory_bytes", lambda: 1000)
+    with pytest.raises(BuildError, match=r"takes 66\.4 kB of memory at least, .* 1 kB are available"):
+        build_bundle(bundle, SM89, force=True)
+    assert leftovers(bundle) == ["toy.engine", "toy.engine.json"]
 
 
 @pytest.mark.parametrize("version", ["10.3", "10.13", "11.4"])
