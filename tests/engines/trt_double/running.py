@@ -223,10 +223,11 @@ class IExecutionContext(Guarded):
         if address % ADDRESS_ALIGNMENT:
             return self._refuse(f"{name}: {address:#x} is not aligned to {ADDRESS_ALIGNMENT} bytes")
         self._addresses[name] = address
-        self._change()
-        # A new address needs no work before a capture, only new shapes do.
-        self._flushed = self._flushed or not self.infer_shapes()
+        self._changes += 1  # no `_change`: only new shapes need work before a capture
         return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._flushed
 
     def execute_async_v3(self, stream: int) -> bool:
         missing = self.infer_shapes()
