@@ -102,6 +102,11 @@ def sync_path(path: Path) -> None:
         os.close(handle)
 
 
+def user_cache_folder() -> Path:
+    """Where what can be made again is kept: XDG's cache folder; it need not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "voxedge"
+
+
 def free_bytes(folder: Path) -> int:
     """Free bytes on the disk that holds `folder`, which need not exist yet."""
     place = folder.absolute()

@@ -6,10 +6,7 @@ error; only `auto` chooses, and it says what it chose. Does not run anything.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import logging
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from voxedge.engines.backend import Engine
 from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
 from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError
+from voxedge.engines.manifest import GraphSpec
+from voxedge.engines.memory import give_back_memory
 from voxedge.engines.ort import OrtEngine, OrtOptions, load_onnxruntime
+from voxedge.engines.session_cache import SessionCache
 from voxedge.engines.stamps import EngineFlavour
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class LoadOptions:
     """`staged` holds only the graphs of the stage that is running."""
     threads: int | None = None
     """CPU threads; None means the physical cores."""
+    session_cache: bool = True
+    """Keep graphs packed for this processor in the user's cache folder, see `engines.session_cache`."""
 
 
 class GraphLoader:
@@ -58,6 +60,7 @@ class GraphLoader:
         self.backend: Backend = choose_backend(options.backend) if self._source is None else self._source.flavour
         self._options = OrtOptions(device="cuda" if self.backend == "cuda" else "cpu", threads=options.threads)
         self.staged = options.memory == "staged" or (options.memory == "auto" and self._too_large())
+        self._sessions = SessionCache() if options.session_cache else None
         self._engines: dict[str, Engine] = {}
 
     def _too_large(self) -> bool:
@@ -90,8 +93,13 @@ class GraphLoader:
         if name not in self._engines:
             spec = self.bundle.manifest.graph(name, "ort")
             logger.info("loading %s (%s, %s) on %s", name, spec.flavour, spec.precision, self.backend)
-            self._engines[name] = OrtEngine(self.bundle.graph_path(spec), spec, self._options)
+            self._engines[name] = self._open(spec)
         return self._engines[name]
+
+    def _open(self, spec: GraphSpec) -> Engine:
+        if self._sessions is None:
+            return OrtEngine(self.bundle.graph_path(spec), spec, self._options)
+        return self._sessions.open(self.bundle, spec, self._options)
 
     def release(self, *names: str) -> None:
         """Unload graphs when memory is staged; callers must have dropped every binding of theirs."""
@@ -164,15 +172,6 @@ def choose_backend(name: BackendName) -> Literal["cpu", "cuda"]:
         return "cpu"
     logger.info("backend auto: cuda")
     return "cuda"
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system: glibc keeps up to a gigabyte of a closed session otherwise."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def available_bytes() -> int | None:

@@ -193,7 +193,7 @@ def load_onnxruntime(device: str, minimum: str = "0") -> Any:  # noqa: ANN401 - 
         raise BackendUnavailableError(
             f"expected ONNX Runtime, found none ({error}); type: {INSTALL[device]}"
         ) from error
-    if _version(runtime.__version__) < _version(minimum):
+    if not newer_or_equal(runtime.__version__, minimum):
         raise BackendUnavailableError(
             f"expected ONNX Runtime {minimum} or newer for this graph, found {runtime.__version__}; "
             f"type: pip install -U 'onnxruntime>={minimum}', or export the bundle again without that graph form"
@@ -228,6 +228,40 @@ def _session_options(runtime: Any, options: OrtOptions) -> Any:  # noqa: ANN401
     session.enable_mem_pattern = False
     session.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
     return session
+
+
+def save_prepared(graph: Path, target: Path, data: str, options: OrtOptions) -> None:
+    """Write a graph as a CPU session keeps it: optimised, its weights also in the order that the kernels read.
+
+    Args:
+        graph: What to load.
+        target: The .onnx file to write; it fits this processor and this ONNX Runtime alone.
+        data: Name of the file of weights beside it.
+        options: How it will run; only the device matters for what is written.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the graph or write the files.
+    """
+    runtime = load_onnxruntime("cpu")
+    session = _session_options(runtime, options)
+    session.optimized_model_filepath = str(target)
+    for name, value in (
+        ("session.save_external_prepacked_constant_initializers", "1"),
+        ("session.optimized_model_external_initializers_file_name", data),
+        ("session.optimized_model_external_initializers_min_size_in_bytes", "1024"),
+    ):
+        session.add_session_config_entry(name, value)
+    try:
+        runtime.InferenceSession(str(graph), session, providers=[PROVIDERS["cpu"]])
+    except Exception as error:  # ONNX Runtime raises its own types, which have no common base
+        raise BundleError(f"{graph}: ONNX Runtime cannot prepare it: {_first_line(error)}") from error
+    if not (target.is_file() and target.with_name(data).is_file()):
+        raise BundleError(f"{graph}: ONNX Runtime {runtime.__version__} wrote no prepared graph")
+
+
+def newer_or_equal(version: str, minimum: str) -> bool:
+    """Whether a version of ONNX Runtime is `minimum` or later."""
+    return _version(version) >= _version(minimum)
 
 
 def _provider(name: str) -> str | tuple[str, dict[str, str]]:

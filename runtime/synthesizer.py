@@ -91,6 +91,7 @@ class Synthesizer:
         backend: BackendName = "auto",
         memory: MemoryPlan = "auto",
         threads: int | None = None,
+        session_cache: bool = True,
     ) -> Synthesizer:
         """Open a bundle; its graphs are loaded when they are first needed (see `warmup`).
 
@@ -99,6 +100,8 @@ class Synthesizer:
             backend: What runs the graphs. Only `auto` may fall back to the CPU.
             memory: `staged` holds one stage's graphs at a time; `auto` does so when memory is short.
             threads: CPU threads; None for the physical cores.
+            session_cache: Keep large quantised graphs packed for this processor in the user's cache folder: made at
+                the first load, mapped instead of held in memory from then on.
 
         Raises:
             MissingResourceError: There is no such bundle.
@@ -106,7 +109,7 @@ class Synthesizer:
             BackendUnavailableError: The backend is not there.
         """
         bundle = Bundle.open(built_in_voice() if path is None else path)
-        return cls(bundle, LoadOptions(backend, memory, threads))
+        return cls(bundle, LoadOptions(backend, memory, threads, session_cache))
 
     def __enter__(self) -> Synthesizer:
         return self

@@ -6,7 +6,6 @@ of a finished engine and the one that is wanted before one is opened. Does not b
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BackendUnavailableError, ConfigError
+from voxedge.engines.files import user_cache_folder
 from voxedge.engines.gpu import Gpu, available_memory_bytes, find_gpus, free_device_bytes, read_l4t
 from voxedge.engines.manifest import GraphSpec
 from voxedge.engines.stamps import EngineStamp
@@ -94,8 +94,7 @@ def find_host(library: Library, compute_capabilities: tuple[int, ...] = ()) -> B
 
 def timing_cache_path(host: BuildHost) -> Path:
     """Where measured kernel times are kept: one file for each device and library version."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "voxedge" / f"timing-{host.library.version}-sm{host.compute_capabilities[0]}.cache"
+    return user_cache_folder() / f"timing-{host.library.version}-sm{host.compute_capabilities[0]}.cache"
 
 
 def _local_gpu(library: Library) -> Gpu:

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.errors import BackendUnavailableError
+from voxedge.engines.files import format_bytes
 from voxedge.engines.records import to_dict
 from voxedge.runtime.cli.common import Verbs, version
 from voxedge.runtime.cli.console import Console, table
@@ -27,11 +28,15 @@ def add(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Show what was found."""
     from voxedge.engines import device  # it loads ONNX Runtime: not for `--help`
+    from voxedge.engines.session_cache import SessionCache
 
     report = device.gather()
     advice = device.advise(report)
     speaks = speaks_on_cpu(report)
+    cache = SessionCache().use()
+    prepared = f"{cache.copies} prepared graph(s), {format_bytes(cache.size)} in {cache.folder}"
     rows = [("ok" if item.ok else "MEND", item.topic, item.found) for item in advice]
+    rows.append(("ok", "session cache", prepared))
     mends = [f"{item.topic}: {item.mend}" for item in advice if not item.ok]
     verdict = "Speech on the CPU works here." if speaks else "Speech on the CPU does not work here."
     text = f"voxedge {version()}\n\n{table(rows)}\n\n{verdict}"
@@ -42,6 +47,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         "report": to_dict(report),
         "advice": [to_dict(item) for item in advice],
         "cpu_speech": speaks,
+        "session_cache": {"folder": str(cache.folder), "copies": cache.copies, "bytes": cache.size},
     }
     console.result(data, text)
     return 0 if speaks else BackendUnavailableError.exit_code

@@ -16,6 +16,7 @@ from voxedge.engines.files import format_bytes
 from voxedge.engines.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
 from voxedge.engines.readiness import readiness
 from voxedge.engines.records import to_dict
+from voxedge.engines.session_cache import SessionCache
 from voxedge.engines.stamps import read_stamp
 from voxedge.runtime.cli.common import Verbs
 from voxedge.runtime.cli.console import Console, table
@@ -57,7 +58,7 @@ def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     manifest = bundle.manifest
     engines = sorted(path for path in bundle.path(ENGINES_FOLDER).rglob("*") if path.suffix in ENGINE_SUFFIXES)
     total = sum(record.size for record in manifest.files.values())
-    ready = readiness(bundle)
+    ready, prepared = readiness(bundle), SessionCache().prepared(bundle)
     data = {
         "bundle": str(bundle.root),
         "system": manifest.system,
@@ -68,6 +69,7 @@ def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         "bytes": total,
         "graphs": [to_dict(graph) for graph in manifest.graphs],
         "engines": [str(path.relative_to(bundle.root)) for path in engines],
+        "prepared": prepared,
     }
     lines = [
         f"{bundle.root}",
@@ -80,6 +82,7 @@ def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
         "",
         *_settings(manifest.settings),
         f"engines: {', '.join(str(path.relative_to(bundle.root)) for path in engines) or 'none built'}",
+        *([f"prepared for this processor: {', '.join(prepared)}"] if prepared else []),
     ]
     return data, "\n".join(lines)
 

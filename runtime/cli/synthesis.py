@@ -29,6 +29,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="only auto may fall back, and it says so")
     group.add_argument("--memory", choices=("auto", "resident", "staged"), default="auto", help="staged: one at a time")
     group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads")
+    group.add_argument("--no-session-cache", action="store_true", help="keep no graphs packed for this processor")
 
 
 def add_voice_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +56,11 @@ def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console
     from voxedge.runtime.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.from_pretrained(
-        bundle, backend=arguments.backend, memory=arguments.memory, threads=arguments.threads
+        bundle,
+        backend=arguments.backend,
+        memory=arguments.memory,
+        threads=arguments.threads,
+        session_cache=not arguments.no_session_cache,
     )
     if synthesizer.bundle.manifest.note:
         console.warn(synthesizer.bundle.manifest.note)
