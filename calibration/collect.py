@@ -30,7 +30,7 @@ from voxedge.calibration.watching import Accumulators, WatchingLoader
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError, MissingResourceError, VoxedgeError
 from voxedge.engines.files import write_atomically
-from voxedge.engines.loader import give_back_memory
+from voxedge.engines.memory import give_back_memory
 from voxedge.engines.ort import load_onnxruntime
 from voxedge.engines.records import to_dict
 from voxedge.runtime.config import SynthesisConfig
