@@ -1,7 +1,8 @@
-"""What this machine is, and what to type where something does not work.
+"""What this machine is.
 
-In: the machine's own files, its driver and its installed packages. Out: a `DeviceReport`, and `Advice` with exact
-commands. Imports nothing heavy (ONNX Runtime alone, for its providers), changes nothing, needs no rights.
+In: the machine's own files, its driver and its installed packages. Out: a `DeviceReport`. Imports nothing heavy (ONNX
+Runtime alone, for its providers), changes nothing, needs no rights, and believes no file: sizes are limited, and what
+cannot be read counts as absent. What to do about it is in `engines.advice`.
 """
 
 from __future__ import annotations
@@ -10,24 +11,31 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from voxedge.engines.files import format_bytes
-from voxedge.engines.gpu import Gpu, available_memory_bytes, find_gpus, read_l4t, total_memory_bytes
-from voxedge.engines.jetpack import JETPACKS, find_jetpack
+from voxedge.engines.files import read_text
+from voxedge.engines.gpu import (
+    Gpu,
+    available_memory_bytes,
+    find_gpus,
+    free_device_bytes,
+    free_swap_bytes,
+    read_l4t,
+    total_memory_bytes,
+)
+from voxedge.engines.libraries import find_libraries, import_error
+from voxedge.engines.tegra import clocks_fixed, power_mode, zram_bytes
 
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 """Distributions that decide what voxedge can run on."""
 
 _ARM_PARTS = {"0xd42": "Cortex-A78AE", "0xd83": "Neoverse-V3AE"}  # Orin, Thor
 _NVIDIA_VENDOR = "0x10de"
-_LITTLE_MEMORY_BYTES = 2_000_000_000
-_OLDEST_RTX = 75
-_VENV = "python3 -m venv --system-site-packages .venv && .venv/bin/pip install voxedge"
+_TENSORRTS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +54,12 @@ class DeviceReport:
     """Host memory; on Jetson shared with the GPU."""
     memory_available_bytes: int | None
     """Of that, what can be used without swapping."""
+    swap_free_bytes: int
+    """Free swap space; 0 where there is none."""
     gpus: tuple[Gpu, ...]
     """CUDA devices that the driver shows."""
+    gpu_free_bytes: int | None
+    """Free memory of the first of them; None where there is none, or where it is the host's."""
     nvidia_hardware: bool
     """Whether an NVIDIA device is built in, driver or not."""
     driver: str
@@ -58,6 +70,10 @@ class DeviceReport:
     """Name of the Jetson; empty elsewhere."""
     power_mode: str
     """Name of the Jetson's power mode; empty elsewhere."""
+    clocks_fixed: bool | None
+    """Whether a Jetson's processor clocks are fixed at their highest (`jetson_clocks`); None where it does not say."""
+    zram_bytes: int
+    """Swap that is compressed memory, which a Jetson has by default; 0 where there is none."""
     python: str
     """Version of Python."""
     virtual_environment: bool
@@ -70,30 +86,23 @@ class DeviceReport:
     """Why ONNX Runtime does not load; empty if it does or is not installed."""
     system_tensorrt: bool
     """Whether the system's Python has TensorRT's bindings."""
+    libraries: Mapping[str, str]
+    """CUDA's and TensorRT's shared libraries that were found: name -> file."""
+    import_errors: Mapping[str, str]
+    """Why an installed TensorRT does not load, by package; only looked at where that was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """One topic, and how to mend it."""
-
-    topic: str
-    """What it is about."""
-    ok: bool
-    """Whether it works, or is not needed here."""
-    found: str
-    """What was found."""
-    mend: str = ""
-    """What to type; empty where it is ok."""
-
-
-def gather(root: Path = Path("/"), driver: Any = None) -> DeviceReport:  # noqa: ANN401 - a ctypes library
+def gather(root: Path = Path("/"), driver: Any = None, probe: bool = False) -> DeviceReport:  # noqa: ANN401
     """Look at this machine.
 
     Args:
         root: Where the system's files are.
         driver: NVIDIA's driver library; None opens the installed one.
+        probe: Also let a process of its own load each installed TensorRT, which takes a second or two.
     """
     providers, provider_error = _providers()
+    gpus, l4t, packages = find_gpus(driver), read_l4t(root), _packages()
+    separate = bool(gpus) and not gpus[0].integrated
     return DeviceReport(
         cpu=_cpu_model(root),
         cores=len(os.sched_getaffinity(0)),
@@ -101,135 +110,30 @@ def gather(root: Path = Path("/"), driver: Any = None) -> DeviceReport:  # noqa:
         arch=platform.machine(),
         memory_total_bytes=total_memory_bytes(root),
         memory_available_bytes=available_memory_bytes(root),
-        gpus=find_gpus(driver),
+        swap_free_bytes=free_swap_bytes(root),
+        gpus=gpus,
+        gpu_free_bytes=free_device_bytes(gpus[0], driver) if separate else None,
         nvidia_hardware=_has_nvidia(root),
         driver=_driver_version(root),
-        l4t=read_l4t(root),
-        jetson_model=_read(root / "proc/device-tree/model").strip("\0\n ") if read_l4t(root) else "",
-        power_mode=_power_mode(root),
+        l4t=l4t,
+        jetson_model=read_text(root / "proc/device-tree/model").strip("\0\n ")[:200] if l4t else "",
+        power_mode=power_mode(root) if l4t else "",
+        clocks_fixed=clocks_fixed(root) if l4t else None,
+        zram_bytes=zram_bytes(root) if l4t else 0,
         python=platform.python_version(),
         virtual_environment=sys.prefix != sys.base_prefix,
-        packages=_packages(),
+        packages=packages,
         providers=providers,
         provider_error=provider_error,
         system_tensorrt=any(root.glob("usr/lib/python3*/dist-packages/tensorrt/__init__.py")),
+        libraries=find_libraries(root),
+        import_errors=_import_errors(packages) if probe else {},
     )
 
 
-def advise(report: DeviceReport) -> list[Advice]:
-    """What works, and for the rest the command that mends it; in the order of the work."""
-    return [
-        _advise_python(report),
-        _advise_memory(report),
-        _advise_onnxruntime(report),
-        *_advise_gpu(report),
-        *(_advise_jetson(report) if report.l4t else _advise_desktop(report)),
-    ]
-
-
-def _advise_python(report: DeviceReport) -> Advice:
-    version = tuple(int(part) for part in report.python.split(".")[:2])
-    jetpack = find_jetpack(report.l4t)
-    if version < (3, 10):
-        return Advice(
-            "python", False, report.python, "install Python 3.10 or newer, and make the environment anew with it"
-        )
-    if jetpack is not None and jetpack.supported and report.python.split(".")[:2] != jetpack.python.split("."):
-        found = f"{report.python}; TensorRT's bindings of JetPack {jetpack.name} are for {jetpack.python}"
-        return Advice("python", False, found, _VENV.replace("python3", f"/usr/bin/python{jetpack.python}"))
-    return Advice("python", True, report.python)
-
-
-def _advise_memory(report: DeviceReport) -> Advice:
-    total, available = report.memory_total_bytes, report.memory_available_bytes
-    if total is None or available is None:
-        return Advice("memory", True, "unknown")
-    found = f"{format_bytes(available)} of {format_bytes(total)} available"
-    if available >= _LITTLE_MEMORY_BYTES:
-        return Advice("memory", True, found)
-    headless = (
-        "sudo systemctl isolate multi-user.target (no desktop), or " if report.l4t else "close other programs, or "
-    )
-    swap = "sudo fallocate -l 8G /swap && sudo chmod 600 /swap && sudo mkswap /swap && sudo swapon /swap"
-    return Advice("memory", False, found, headless + swap)
-
-
-def _advise_onnxruntime(report: DeviceReport) -> Advice:
-    installed = [f"{name} {report.packages[name]}" for name in PACKAGES[:2] if name in report.packages]
-    found = ", ".join(installed) or "not installed"
-    if len(installed) == 2:
-        wanted = "voxedge[ort-gpu]" if report.gpus and report.arch == "x86_64" else "voxedge[ort]"
-        mend = f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install '{wanted}'"
-        return Advice("onnxruntime", False, f"{found}: they overwrite each other's files", mend)
-    if report.provider_error:
-        mend = "pip install --force-reinstall --no-deps onnxruntime"
-        return Advice("onnxruntime", False, f"{found}; it does not load: {report.provider_error}", mend)
-    if not report.providers:
-        return Advice("onnxruntime", False, found, "pip install 'voxedge[ort]'")
-    return Advice("onnxruntime", True, f"{found or 'installed'} ({', '.join(report.providers)})")
-
-
-def _advise_gpu(report: DeviceReport) -> Iterator[Advice]:
-    for gpu in report.gpus:
-        version = f", driver {report.driver}" if report.driver else ""
-        capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
-        found = (
-            f"{gpu.name}, compute capability {capability}, {format_bytes(gpu.total_bytes)}{version}, CUDA {gpu.cuda}"
-        )
-        yield Advice("gpu", True, found)
-    if report.gpus:
-        return
-    if report.l4t:
-        yield Advice(
-            "gpu", False, "the driver shows no device", "sudo usermod -aG video,render $USER, then log in again"
-        )
-    elif report.nvidia_hardware:
-        found = f"an NVIDIA device, but the driver {report.driver or '(not loaded)'} does not show it"
-        yield Advice("gpu", False, found, "sudo ubuntu-drivers install, then reboot; in a container add --gpus all")
-    else:
-        yield Advice("gpu", True, "no NVIDIA GPU: speech runs on the CPU")
-
-
-def _advise_jetson(report: DeviceReport) -> Iterator[Advice]:
-    jetpack = find_jetpack(report.l4t)
-    name = f"{report.jetson_model or 'Jetson'}, Jetson Linux {report.l4t}"
-    if jetpack is not None and jetpack.supported:
-        yield Advice("jetpack", True, f"{name}: JetPack {jetpack.name}, CUDA {jetpack.cuda}")
-    elif jetpack is None and int(report.l4t.split(".")[0]) > JETPACKS[-1].l4t[0]:
-        yield Advice("jetpack", True, f"{name}: newer than what voxedge was written for")
-    else:
-        found = f"{name}: JetPack {jetpack.name if jetpack else 'older than 6.1'}, whose TensorRT is too old"
-        yield Advice("jetpack", False, found, "flash JetPack 6.2 or newer (Orin), 7.1 or newer (Thor) with SDK Manager")
-    yield _advise_jetson_tensorrt(report)
-    if report.power_mode:
-        fast = report.power_mode.upper().startswith("MAXN")
-        mend = "sudo nvpmodel -p --verbose (lists the modes), sudo nvpmodel -m NUMBER of MAXN, sudo jetson_clocks"
-        yield Advice("power mode", fast, report.power_mode, "" if fast else mend)
-
-
-def _advise_jetson_tensorrt(report: DeviceReport) -> Advice:
-    if "tensorrt" in report.packages:
-        return Advice("tensorrt", True, report.packages["tensorrt"])
-    if report.system_tensorrt and report.virtual_environment:
-        return Advice("tensorrt", False, "in the system's Python, not visible in this virtual environment", _VENV)
-    return Advice("tensorrt", False, "not installed", "sudo apt update && sudo apt install nvidia-jetpack")
-
-
-def _advise_desktop(report: DeviceReport) -> Iterator[Advice]:
-    if report.arch != "x86_64":
-        return
-    version = report.packages.get("tensorrt-rtx")
-    usable = any(gpu.compute_capability >= _OLDEST_RTX for gpu in report.gpus)
-    if version:
-        yield Advice("tensorrt-rtx", True, version)
-    else:
-        found = "not installed" if usable else "not installed; only needed to build engines for other machines"
-        yield Advice("tensorrt-rtx", not usable, found, "pip install 'voxedge[rtx]'" if usable else "")
-    if "tensorrt" in report.packages:
-        yield Advice("tensorrt", True, report.packages["tensorrt"])
-    if report.gpus and report.providers and "CUDAExecutionProvider" not in report.providers:
-        mend = "pip uninstall -y onnxruntime && pip install 'voxedge[ort-gpu]'"
-        yield Advice("onnxruntime on the GPU", False, "no CUDAExecutionProvider", mend)
+def _import_errors(packages: Mapping[str, str]) -> dict[str, str]:
+    found = {name: import_error(module) for name, module in _TENSORRTS.items() if name in packages}
+    return {name: error for name, error in found.items() if error}
 
 
 def _packages() -> dict[str, str]:
@@ -253,7 +157,7 @@ def _providers() -> tuple[tuple[str, ...], str]:
 
 
 def _cpu_model(root: Path) -> str:
-    text = _read(root / "proc/cpuinfo")
+    text = read_text(root / "proc/cpuinfo")
     named = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     part = re.search(r"^CPU part\s*:\s*(\w+)$", text, re.MULTILINE)
     if named:
@@ -262,27 +166,9 @@ def _cpu_model(root: Path) -> str:
 
 
 def _has_nvidia(root: Path) -> bool:
-    return any(_read(path).strip() == _NVIDIA_VENDOR for path in root.glob("sys/bus/pci/devices/*/vendor"))
+    return any(read_text(path).strip() == _NVIDIA_VENDOR for path in root.glob("sys/bus/pci/devices/*/vendor"))
 
 
 def _driver_version(root: Path) -> str:
-    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", _read(root / "proc/driver/nvidia/version"))
+    found = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", read_text(root / "proc/driver/nvidia/version"))
     return found[1] if found else ""
-
-
-def _power_mode(root: Path) -> str:
-    """Name of the mode that nvpmodel set; its own tool needs more rights on some releases than its files do."""
-    number = re.search(r"pmode:(\d+)", _read(root / "var/lib/nvpmodel/status"))
-    if not number:
-        return ""
-    pattern = rf"POWER_MODEL\s+ID={int(number[1])}\s+NAME=(\S+)"
-    name = re.search(pattern, _read(root / "etc/nvpmodel.conf"))
-    return name[1] if name else f"mode {int(number[1])}"
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(1 << 20)
-    except OSError:
-        return ""

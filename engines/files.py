@@ -71,6 +71,17 @@ def read_json(path: Path, max_bytes: int) -> object:
         raise BundleError(f"{path}: expected JSON in UTF-8, found {error}") from error
 
 
+def read_text(path: Path, max_bytes: int = 1 << 20) -> str:
+    """The start of a small text file of the system; empty where there is none, or nothing that can be read at once."""
+    try:
+        if not path.is_file():  # a pipe would wait for its writer
+            return ""
+        with path.open("rb") as file:
+            return file.read(max_bytes).decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Replace a file in one step; a killed process leaves the old content or the new."""
     write_partial(path, data).replace(path)

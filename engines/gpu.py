@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxedge.engines.files import read_text
+
 # Values of CUdevice_attribute in cuda.h; they have not changed since CUDA 5.
 _INTEGRATED = 18
 _CAPABILITY_MAJOR = 75
 _CAPABILITY_MINOR = 76
-_L4T_LINE = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
+_L4T_LINE = re.compile(r"#\s*R([0-9]{1,4})\s*\(release\),\s*REVISION:\s*([0-9]{1,4}(?:\.[0-9]{1,4}){0,3})")
 _log = logging.getLogger(__name__)
 
 
@@ -98,11 +100,7 @@ def total_memory_bytes(root: Path = Path("/")) -> int | None:
 
 def read_l4t(root: Path = Path("/")) -> str:
     """The Jetson Linux release, such as `36.4.3`; empty on anything that is no Jetson."""
-    try:
-        text = (root / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace")[:4096]
-    except OSError:
-        return ""
-    found = _L4T_LINE.search(text)
+    found = _L4T_LINE.search(read_text(root / "etc/nv_tegra_release"))
     return f"{found[1]}.{found[2]}" if found else ""
 
 
@@ -123,9 +121,6 @@ def _describe(driver: Any, index: int, cuda: str) -> Gpu:  # noqa: ANN401
 
 
 def _meminfo(root: Path) -> dict[str, int]:
-    try:
-        lines = (root / "proc/meminfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return {}
+    lines = read_text(root / "proc/meminfo").splitlines()
     pairs = (line.replace("kB", "").split(":", 1) for line in lines if ":" in line)
-    return {key: int(value) * 1024 for key, value in pairs if value.strip().isdigit()}
+    return {key: int(value) * 1024 for key, value in pairs if re.fullmatch(r"\s*[0-9]{1,15}\s*", value)}

@@ -27,11 +27,12 @@ def add(verbs: Verbs) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Show what was found."""
-    from voxedge.engines import device  # it loads ONNX Runtime: not for `--help`
+    from voxedge.engines.advice import advise
+    from voxedge.engines.device import gather  # it loads ONNX Runtime: not for `--help`
     from voxedge.engines.session_cache import SessionCache
 
-    report = device.gather()
-    advice = device.advise(report)
+    report = gather(probe=True)
+    advice = advise(report)
     speaks = speaks_on_cpu(report)
     cache = SessionCache().use()
     prepared = f"{cache.copies} prepared graph(s), {format_bytes(cache.size)} in {cache.folder}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from voxedge.engines import device, gpu
-from voxedge.engines.device import Advice, DeviceReport, advise, gather
+from voxedge.engines import device, gpu, tegra
+from voxedge.engines.advice import Advice, advise
+from voxedge.engines.device import DeviceReport, gather
 from voxedge.engines.jetpack import JETPACKS, find_jetpack
+from voxedge.engines.libraries import import_error
 
 ORIN = gpu.Gpu(0, "Orin", 87, 7_990_000_000, True, "12.6")
 RTX = gpu.Gpu(0, "NVIDIA GeForce RTX 4090", 89, 24_000_000_000, False, "13.0")
@@ -95,6 +98,16 @@ def jetson(tmp_path: Path) -> Path:
     put(tmp_path, "var/lib/nvpmodel/status", "pmode:0001 fmode:quiet")
     put(tmp_path, "etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=15W >\nX\n< POWER_MODEL ID=1 NAME=25W >\n")
     put(tmp_path, "usr/lib/python3.10/dist-packages/tensorrt/__init__.py", "")
+    put(tmp_path, "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq", "729600\n")
+    put(tmp_path, "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "1728000\n")
+    put(
+        tmp_path,
+        "proc/swaps",
+        "Filename Type Size Used Priority\n/dev/zram0 partition 650200 0 5\n/dev/zram1 partition 650200 0 5\n",
+    )
+    for name in ("tegra/libcuda.so.1", "libnvinfer.so.10", "libnvonnxparser.so.10"):
+        put(tmp_path, f"usr/lib/aarch64-linux-gnu/{name}", "")
+    put(tmp_path, "usr/local/cuda-12.6/targets/aarch64-linux/lib/libcudart.so.12", "")
     return tmp_path
 
 
@@ -112,6 +125,8 @@ def desktop(tmp_path: Path) -> DeviceReport:
         providers=("CUDAExecutionProvider", "CPUExecutionProvider"),
         provider_error="",
         virtual_environment=True,
+        gpu_free_bytes=20_000_000_000,
+        libraries={"cuBLAS": "libcublas.so.12", "cuDNN": "libcudnn.so.9"},
     )
 
 
@@ -142,6 +157,11 @@ def test_gather_on_a_jetson(jetson: Path) -> None:
     assert report.memory_total_bytes == 7802444 * 1024
     assert report.memory_available_bytes == 1500000 * 1024
     assert report.system_tensorrt
+    assert report.clocks_fixed is False
+    assert report.zram_bytes == 2 * 650200 * 1024
+    assert {"CUDA driver", "CUDA runtime", "TensorRT", "TensorRT parser"} <= set(report.libraries)
+    assert report.libraries["TensorRT"] == str(jetson / "usr/lib/aarch64-linux-gnu/libnvinfer.so.10")
+    assert report.gpu_free_bytes is None  # it is the host's
 
 
 def test_gather_on_a_desktop(tmp_path: Path) -> None:
@@ -191,6 +211,20 @@ def test_jetson_advice(jetson: Path) -> None:
     assert other["tensorrt"].mend == "sudo apt update && sudo apt install nvidia-jetpack"
     assert topics(dataclasses.replace(report, packages={"tensorrt": "10.3.0"}))["tensorrt"].ok
     assert "usermod" in topics(dataclasses.replace(report, gpus=()))["gpu"].mend
+    assert found["libraries"].ok
+    assert found["clocks"].mend == "sudo jetson_clocks"
+    assert "nvzramconfig" in found["zram"].mend
+    bare = dataclasses.replace(report, libraries={"CUDA driver": ""}, clocks_fixed=True, zram_bytes=0, power_mode="")
+    other = topics(bare)
+    assert other["libraries"].found == "no CUDA runtime, no TensorRT, no TensorRT parser"
+    assert other["libraries"].mend == "sudo apt update && sudo apt install nvidia-jetpack"
+    assert other["clocks"].ok
+    assert "zram" not in other
+    assert other["power mode"].mend == "sudo nvpmodel -q"
+    error = {"tensorrt": "ImportError: libnvinfer.so.10: cannot open shared object file"}
+    broken = topics(dataclasses.replace(report, packages={"tensorrt": "10.3.0"}, import_errors=error))["tensorrt"]
+    assert "does not load: ImportError" in broken.found
+    assert "python3-libnvinfer" in broken.mend
 
 
 @pytest.mark.parametrize(("l4t", "ok"), [("35.6.1", False), ("36.3.0", False), ("35.1", False), ("40.1", True)])
@@ -223,6 +257,68 @@ def test_desktop_advice(desktop: DeviceReport) -> None:
     assert not topics(dataclasses.replace(desktop, memory_available_bytes=1 << 30))["memory"].ok
 
 
+def test_desktop_libraries_and_memory(desktop: DeviceReport) -> None:
+    found = topics(dataclasses.replace(desktop, libraries={"cuBLAS": "x"}, gpu_free_bytes=500_000_000))
+    assert found["onnxruntime on the GPU"].mend == "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    assert found["gpu memory"].mend.startswith("nvidia-smi")
+    broken = topics(dataclasses.replace(desktop, import_errors={"tensorrt-rtx": "ImportError: no libcudart"}))
+    assert broken["tensorrt-rtx"].mend == "pip install --force-reinstall --no-deps tensorrt-rtx"
+
+
+@pytest.mark.parametrize(
+    ("status", "conf", "expected"),
+    [
+        ("", "", ""),
+        ("pmode:0002 fmode:quiet", "", "mode 2"),
+        ("pmode:" + "9" * 5000, "", "mode 9999"),
+        ("pmode:0001", "< POWER_MODEL ID=1 NAME=MAXN_SUPER >", "MAXN_SUPER"),
+        ("pmode:0001", "< POWER_MODEL ID=1 NAME=\x1b[31m >", "mode 1"),
+        ("\0\xff" * 100, "x" * 100, ""),
+    ],
+)
+def test_power_modes(tmp_path: Path, status: str, conf: str, expected: str) -> None:
+    put(tmp_path, "var/lib/nvpmodel/status", status)
+    put(tmp_path, "etc/nvpmodel/nvpmodel_p3767_0003_super.conf", conf)
+    assert tegra.power_mode(tmp_path) == expected
+    put(tmp_path, "etc/nvpmodel/nvpmodel_p3767_0001.conf", conf)  # nobody knows which of the two is this board's
+    assert tegra.power_mode(tmp_path) == ("mode 1" if expected == "MAXN_SUPER" else expected)
+
+
+def test_the_power_mode_is_asked_for_where_no_file_tells(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "usr/sbin/nvpmodel",
+        '#!/bin/sh\n[ "$1" = -q ] && printf "NV Fan Mode:quiet\\nNV Power Mode: 15W\\n0\\n"\n',
+    )
+    assert tegra.power_mode(tmp_path) == ""  # it may not be run
+    (tmp_path / "usr/sbin/nvpmodel").chmod(0o755)
+    assert tegra.power_mode(tmp_path) == "15W"
+
+
+def test_files_that_lie_or_hang(jetson: Path) -> None:
+    """Endless numbers, binary rubbish, pipes and folders in place of files: nothing raises and nothing waits."""
+    put(jetson, "proc/meminfo", f"MemTotal: {'9' * 5000} kB\nMemAvailable: \u00b2 kB\nSwapFree: -3 kB\nMemFree: 1 kB\n")
+    put(jetson, "proc/swaps", f"/dev/zram0 partition {'9' * 5000} 0 5\nshort\n")
+    put(jetson, "etc/nv_tegra_release", f"# R{'3' * 5000} (release), REVISION: {'4.' * 5000}")
+    for name in ("proc/cpuinfo", "var/lib/nvpmodel/status"):
+        (jetson / name).unlink()
+    os.mkfifo(jetson / "proc/cpuinfo")
+    (jetson / "var/lib/nvpmodel/status").mkdir()
+    report = gather(jetson, FakeDriver())
+    assert (report.memory_total_bytes, report.memory_available_bytes, report.swap_free_bytes) == (None, None, 0)
+    assert (report.l4t, report.cpu, tegra.power_mode(jetson), tegra.zram_bytes(jetson)) == ("", "unknown", "", 0)
+    advise(report)
+
+
+def test_a_module_that_crashes_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path, "crashing.py", "import os; os.abort()")
+    put(tmp_path, "failing.py", "raise ImportError('libnvinfer.so.10: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert import_error("json") == ""
+    assert import_error("failing") == "ImportError: libnvinfer.so.10: cannot open"
+    assert "code -6" in import_error("crashing")
+
+
 def test_jetpack_table() -> None:
     assert [row.l4t for row in JETPACKS] == sorted(row.l4t for row in JETPACKS)
     names = {
@@ -232,7 +328,10 @@ def test_jetpack_table() -> None:
 
 
 def test_this_machine_without_heavy_imports() -> None:
-    code = "import sys; from voxedge.engines.device import *; advise(gather()); print(*sys.modules)"
+    code = (
+        "import sys; from voxedge.engines.device import gather; from voxedge.engines.advice import advise\n"
+        "advise(gather()); print(*sys.modules)"
+    )
     names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "onnx", "tensorrt", "tensorrt_rtx", "transformers"} & set(names)
     assert device.gather().cores >= 1
