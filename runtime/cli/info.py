@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
 from voxedge.engines.errors import InputError, MissingResourceError
@@ -21,6 +21,9 @@ from voxedge.engines.stamps import read_stamp
 from voxedge.runtime.cli.common import Verbs
 from voxedge.runtime.cli.console import Console, table
 
+if TYPE_CHECKING:
+    from voxedge.engines.trt.layers import Layer
+
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 ENGINE_SUFFIXES = (".engine",)
 
@@ -30,6 +33,7 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add_parser("info", help="what a bundle, graph, engine or audio file is")
     parser.add_argument("path", type=Path, metavar="PATH", help="a bundle, or one of its graphs or engines, or audio")
     parser.add_argument("--hashes", action="store_true", help="read every file of the bundle and compare its hash")
+    parser.add_argument("--layers", action="store_true", help="open an engine and list its layers; needs its device")
     parser.set_defaults(run=run)
 
 
@@ -44,7 +48,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     elif path.suffix == ".onnx":
         data, text = describe_graph(path)
     elif path.suffix in ENGINE_SUFFIXES:
-        data, text = describe_engine(path)
+        data, text = describe_engine(path, arguments.layers)
     elif path.suffix.lower() in AUDIO_SUFFIXES:
         data, text = describe_audio(path)
     else:
@@ -146,11 +150,16 @@ def _tensor(tensor: TensorSpec) -> tuple[str, str, str]:
     return tensor.name, tensor.dtype, f"[{', '.join(map(str, tensor.shape))}]"
 
 
-def describe_engine(path: Path) -> tuple[dict[str, Any], str]:
+def describe_engine(path: Path, layers: bool = False) -> tuple[dict[str, Any], str]:
     """JSON and text of an engine's stamp: what it was built from, with and for.
+
+    Args:
+        path: The engine file.
+        layers: Also open it and list its layers.
 
     Raises:
         MissingResourceError: There is no stamp beside the engine.
+        EngineMismatchError: Layers were asked for, and the engine is not for this machine.
     """
     record = read_stamp(path)
     if record is None:
@@ -163,7 +172,20 @@ def describe_engine(path: Path) -> tuple[dict[str, Any], str]:
         + (f", Jetson Linux {stamp.l4t}" if stamp.l4t else ""),
         f"from a graph of sha256 {stamp.graph_sha256}",
     ]
-    return to_dict(record), "\n".join(lines)
+    data = to_dict(record)
+    if layers:
+        found = read_engine_layers(path)
+        data["layers"] = [to_dict(layer) for layer in found]
+        rows = [(layer.kind, layer.name, ", ".join(layer.inputs), ", ".join(layer.outputs)) for layer in found]
+        lines += ["", table(rows, ("layer", "made of", "takes", "gives"))]
+    return data, "\n".join(lines)
+
+
+def read_engine_layers(path: Path) -> list[Layer]:
+    """The layers of an engine; its libraries are loaded for nothing else."""
+    from voxedge.engines.trt.layers import read_layers
+
+    return read_layers(path)
 
 
 def describe_audio(path: Path) -> tuple[dict[str, Any], str]:

@@ -293,7 +293,12 @@ class EngineInspector(Guarded):
 
     def get_engine_information(self, format: Any) -> str:
         layers = [
-            {"Name": node.name, "LayerType": node.op_type, "Inputs": [], "Outputs": []}
+            {
+                "Name": node.name,
+                "LayerType": node.op_type,
+                "Inputs": [{"Name": name, "Format/Datatype": "Row major linear FP32"} for name in node.input],
+                "Outputs": [{"Name": name, "Format/Datatype": "Row major linear FP32"} for name in node.output],
+            }
             for node in self._engine._model.graph.node
         ]
         if format == self._trt.LayerInformationFormat.JSON:
