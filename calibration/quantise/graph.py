@@ -20,7 +20,7 @@ from voxedge.engines.errors import ExportError
 from voxedge.engines.lazy import LazyTensor
 from voxedge.engines.manifest import Flavour
 
-FloatType = Literal["float32", "float16"]
+FLOAT_TYPES: Mapping[Literal["fp32", "fp16"], str] = {"fp32": "float32", "fp16": "float16"}
 
 _OPERATORS: tuple[Operator, ...] = get_args(Operator)
 _WEIGHT_INPUT: Mapping[Operator, int] = {"MatMul": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
@@ -29,6 +29,7 @@ _PRECISIONS: Mapping[str, Literal["fp32", "fp16"]] = {"float32": "fp32", "float1
 _TYPES = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
+    "int32": ir.DataType.INT32,
     "int8": ir.DataType.INT8,
     "int4": ir.DataType.INT4,
 }
@@ -130,6 +131,17 @@ def new_node(
     output.name, output.shape, output.type = f"{name}:0", shape, ir.TensorType(_TYPES[dtype])
     model_graph.insert_before(before, node)
     return output
+
+
+def replace_node(node: ir.Node, value: ir.Value) -> None:
+    """Let a new value stand for a node's output, under its name, and remove the node."""
+    old = node.outputs[0]
+    name = old.name
+    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
+    old.name, value.name = None, name
+    graph = node.graph
+    if graph is not None:
+        graph.remove(node, safe=True)
 
 
 def require_opset(model: ir.Model, opset: int) -> None:

@@ -32,17 +32,19 @@ class Grid:
     block: int | None
     """Indices along `axis` that share a scale, each of the other axis alone; None shares all but the channel."""
     bits: int
-    """Of each integer."""
+    """Of each integer as it is stored."""
+    largest: int | None = None
+    """Largest integer; None for all that the bits can hold."""
 
     @property
     def low(self) -> int:
         """Smallest integer; at 8 bits -127, as kernels that multiply integers want it."""
-        return -8 if self.bits == 4 else -127
+        return -8 if self.bits == 4 else -self.high
 
     @property
     def high(self) -> int:
         """Largest integer."""
-        return int(2 ** (self.bits - 1) - 1)
+        return int(2 ** (self.bits - 1) - 1) if self.largest is None else self.largest
 
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the scales: [C], or the weight's with `axis` divided by the block."""

@@ -2,20 +2,19 @@
 
 In: an `EditedGraph` and the layers' precisions. Out: standard `DequantizeLinear` before every matrix product and
 convolution, which ONNX Runtime fuses into its own kernels and TensorRT reads as it is. Activations keep their type.
-A table of embeddings is never made floats as a whole: rows and their scales are gathered first.
+Tables of embeddings have their own form, see `quantise.tables`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import onnx_ir as ir
 
 from voxedge.calibration.quantise.config import BLOCK_SIZES, DEFAULT_INT4_BLOCK, QuantiseConfig
 from voxedge.calibration.quantise.graph import (
+    FLOAT_TYPES,
     EditedGraph,
-    add_constant,
     add_initialiser,
     describe,
     new_node,
@@ -24,19 +23,22 @@ from voxedge.calibration.quantise.graph import (
 )
 from voxedge.calibration.quantise.plan import LayerPrecision, WeightedNode
 from voxedge.calibration.quantise.rounding import Grid, Rounded, Scales
+from voxedge.calibration.quantise.tables import fits_table, store_table
 from voxedge.engines.manifest import LayerSpec
 
 BLOCKED_OPSET = 21
 """Oldest opset whose DequantizeLinear knows blocks and INT4."""
-_FLOATS = {"fp32": "float32", "fp16": "float16"}
 
 
 def layer_spec(node: WeightedNode, precision: LayerPrecision, config: QuantiseConfig) -> LayerSpec:
     """The form that a layer really gets: blocks must divide its input channels.
 
     A matrix of 48 input channels gets blocks of 16 where 64 were wanted; one that no block divides, or whose rows have
-    an odd length and so no whole bytes at 4 bits, gets 8 bits and a scale for each output channel.
+    an odd length and so no whole bytes at 4 bits, gets 8 bits and a scale for each output channel. A table whose rows
+    are no multiple of four gets FP16.
     """
+    if node.operator == "Gather" and precision == "int8-weight" and not fits_table(node):
+        return LayerSpec("fp16")
     if node.operator != "MatMul" or precision not in ("int8-weight", "int4-weight"):
         return LayerSpec(precision)
     wanted = config.block_size or (DEFAULT_INT4_BLOCK if precision == "int4-weight" else None)
@@ -59,7 +61,7 @@ def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
             spec = layers[found.path]
             if spec.precision in ("int8-weight", "int4-weight"):
                 if found.operator == "Gather":
-                    _store_table(graph, model, node, found)
+                    store_table(graph, model, node, found)
                 else:
                     _store_matrix(graph, model, node, found, spec)
             elif spec.precision == "fp16" and found.stored == "fp32":
@@ -80,7 +82,7 @@ def rounded_weight(graph: EditedGraph, model: ir.Model, node: WeightedNode, grid
     name, scales_name = f"{node.weight}.{suffix}", f"{node.weight}.{suffix}.scale"
     scales = graph.sources.get(scales_name)
     if not isinstance(scales, Scales):
-        scales = Scales(graph.sources[node.weight], grid, _FLOATS[node.stored])
+        scales = Scales(graph.sources[node.weight], grid, FLOAT_TYPES[node.stored])
         graph.sources[scales_name], graph.sources[name] = scales, Rounded(scales)
     scale = add_initialiser(model, scales_name, scales.dtype, scales.shape)
     return add_initialiser(model, name, f"int{grid.bits}", node.shape), scale
@@ -95,24 +97,9 @@ def _store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: Wei
     if grid.block is not None or grid.bits == 4:
         require_opset(model, BLOCKED_OPSET)
     floats = new_node(
-        node, "DequantizeLinear", [integers, scale], _FLOATS[found.stored], ir.Shape(found.shape), attributes
+        node, "DequantizeLinear", [integers, scale], FLOAT_TYPES[found.stored], ir.Shape(found.shape), attributes
     )
     node.replace_input_with(weight_input(node), floats)
-
-
-def _store_table(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode) -> None:
-    """Ids -> INT8 rows and their scales [..., 1] -> floats; no more rows are made floats than are read."""
-    grid = Grid(axis=1, block=found.shape[1], bits=8)
-    integers, scale = rounded_weight(graph, model, found, grid)
-    ids, result, dtype = node.inputs[1], node.outputs[0], _FLOATS[found.stored]
-    if ids is None or result.shape is None:
-        return
-    one = add_constant(model, f"one.{dtype}", np.ones((), dtype))
-    rows = new_node(node, "Gather", [integers, ids], "int8", result.shape, {"axis": 0})
-    factors = new_node(node, "Gather", [scale, ids], dtype, ir.Shape([*result.shape[:-1], 1]), {"axis": 0})
-    floats = new_node(node, "DequantizeLinear", [rows, one], dtype, result.shape)
-    scaled = new_node(node, "Mul", [floats, factors], dtype, result.shape)
-    _replace(node, scaled)
 
 
 def _store_half(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode) -> None:
@@ -122,14 +109,3 @@ def _store_half(graph: EditedGraph, model: ir.Model, node: ir.Node, found: Weigh
     half = add_initialiser(model, name, "float16", found.shape)
     cast = new_node(node, "Cast", [half], "float32", ir.Shape(found.shape), {"to": int(ir.DataType.FLOAT)})
     node.replace_input_with(weight_input(node), cast)
-
-
-def _replace(node: ir.Node, value: ir.Value) -> None:
-    """Let a new value stand for a node's output, under its name, and remove the node."""
-    old = node.outputs[0]
-    name = old.name
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-    old.name, value.name = None, name
-    graph = node.graph
-    if graph is not None:
-        graph.remove(node, safe=True)
