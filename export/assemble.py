@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxedge.calibration.lint import require_portable
 from voxedge.engines.bundle import BundleWriter
 from voxedge.engines.data_file import Progress
-from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import DimRange, Flavour, GraphSpec
 from voxedge.export.graph import Traced
-from voxedge.export.lint import lint
 from voxedge.export.weights import Tensors, save_graphs
 
 Profiles = Mapping[str, Mapping[str, DimRange]]
@@ -61,12 +60,5 @@ def write_graph(writer: BundleWriter, plan: GraphPlan, progress: Progress) -> tu
     )
     for spec in specs:
         if spec.flavour == "portable":
-            _require_portable(places["portable"], spec)
+            require_portable(places["portable"], spec)
     return specs
-
-
-def _require_portable(path: Path, spec: GraphSpec) -> None:
-    findings = lint(path, spec)
-    if findings:
-        lines = "; ".join(f"{finding.rule} at {finding.node}: {finding.message}" for finding in findings[:5])
-        raise ExportError(f"graph {spec.name}: expected only what TensorRT 10.1 parses, found {len(findings)}: {lines}")

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from voxedge.calibration.graph_files import read_model, save_models, stored_sources
+from voxedge.calibration.lint import require_portable
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.graph import EditedGraph, opset_of
 from voxedge.calibration.quantise.plan import PrecisionMap, WeightedNode, plan_layers
@@ -123,7 +124,11 @@ def _write_graph(
     report(name, 0, total)
     targets = {writer.path(spec.path): graph.models[spec.flavour] for spec in specs}
     save_models(targets, graph.sources, writer.path(specs[0].data), progress)
-    return [_spec(spec, graph, formats, paths, config) for spec in specs]
+    written = [_spec(spec, graph, formats, paths, config) for spec in specs]
+    for spec in written:
+        if spec.flavour == "portable":
+            require_portable(writer.path(spec.path), spec)
+    return written
 
 
 def _spec(

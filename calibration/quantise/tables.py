@@ -1,8 +1,8 @@
 """Tables of embeddings with a quarter of their bytes, of which only the rows that are read are ever made floats.
 
 In: a node that gathers rows of a table. Out: nodes that gather four weights to an INT32 and take them apart. ONNX
-gathers INT8 rows as well, but TensorRT refuses an INT8 constant that is not read by DequantizeLinear ("Quantized constant
-is only allowed before DQ"), and a DequantizeLinear before the Gather would make the whole table floats at every step.
+Runtime would gather INT8 rows as well, but TensorRT refuses an INT8 constant that no DequantizeLinear reads ("Quantized
+constant is only allowed before DQ"), and one before the Gather would make the whole table floats at every step.
 
 A row of d weights with its scale s is d / 4 integers: word j holds the channels j, j + d/4, j + d/2 and j + 3d/4 as the
 digits q + 107 of a number to the base 215, the largest whose four digits stay below 2 ** 31: no operator sees a
@@ -100,6 +100,9 @@ def store_table(graph: EditedGraph, model: ir.Model, node: ir.Node, found: Weigh
     centred = new_node(node, "Sub", [floats, middle], dtype, result.shape)
     factors = new_node(node, "Gather", [scales, ids], dtype, ir.Shape([*lead, 1]), {"axis": 0})
     replace_node(node, new_node(node, "Mul", [centred, factors], dtype, result.shape))
+    gather = picked.producer()
+    if gather is not None:
+        gather.name = found.path  # the layer keeps its name in reports and rules
 
 
 def _initialisers(graph: EditedGraph, model: ir.Model, found: WeightedNode) -> tuple[ir.Value, ir.Value]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from voxedge.calibration.quantise.bundle import quantise_bundle
@@ -14,8 +15,10 @@ from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.plan import Rule, parse_rule
 from voxedge.calibration.speaking import Probe, speak
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import ConfigError, InputError
-from voxedge.engines.manifest import LayerSpec
+from voxedge.engines.errors import BuildError, ConfigError, InputError
+from voxedge.engines.manifest import Flavour, LayerSpec
+from voxedge.engines.trt.api import Library
+from voxedge.engines.trt.config import check_parser
 from voxedge.runtime.audio import check_audio
 
 WEIGHT_ONLY = ("int8-weight", "int4-weight")
@@ -78,13 +81,41 @@ def test_the_map_names_every_layer(quantised: Callable[[str], Bundle]) -> None:
     assert rotary == LayerSpec("fp32")
 
 
+@pytest.mark.parametrize("precision", WEIGHT_ONLY)
+@pytest.mark.parametrize("flavour", ["portable", "ort"])
+def test_onnx_runtime_fuses_every_product(
+    precision: str, flavour: Flavour, quantised: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """Standard DequantizeLinear and MatMul on disk, one kernel for both when a session is made of them."""
+    bundle = quantised(precision)
+    spec = bundle.manifest.graph("speech_expert", flavour)
+    products = [path for path, layer in spec.layers.items() if path.endswith("MatMul") and layer.precision != "fp32"]
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(bundle.graph_path(spec)), options, providers=["CPUExecutionProvider"])
+    model = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
+    fused = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert len(fused) == len(products) == 7 * 3 + 1
+    bits = {item.i for node in fused for item in node.attribute if item.name == "bits"}
+    assert bits == {4 if precision == "int4-weight" else 8}
+    assert not any(node.op_type == "DequantizeLinear" for node in model.graph.node)
+
+
+def test_channels_are_for_every_tensorrt_and_blocks_for_newer_ones(quantised: Callable[[str], Bundle]) -> None:
+    jetson = Library("tensorrt", None, "10.3.0.30")  # of JetPack 6
+    check_parser(jetson, quantised("int8-weight").manifest.graph("dit"))
+    with pytest.raises(BuildError, match="int8-weight"):
+        check_parser(jetson, quantised("int4-weight").manifest.graph("dit"))
+
+
 def test_rules_choose_layers(fp32_bundle: Path, tmp_path: Path) -> None:
     rules = (parse_rule("*/layers.0/*=fp32"), parse_rule("dit:/transformer/*=fp16"), Rule("/head/*", "int4-weight"))
     bundle = quantise_bundle(fp32_bundle, tmp_path / "out", QuantiseConfig("int8-weight", rules=rules))
     layers = bundle.manifest.graph("speech_expert").layers
     assert layers["/layers.0/attn/q_proj/MatMul"] == LayerSpec("fp32")
     assert layers["/layers.1/attn/q_proj/MatMul"] == LayerSpec("int8-weight")
-    assert layers["/head/MatMul"] == LayerSpec("int4-weight", 16)
+    assert layers["/head/MatMul"] == LayerSpec("int4-weight", 16)  # 48 inputs
     assert bundle.manifest.graph("dit").layers["/transformer/layers.0/self_attn/to_out/MatMul"] == LayerSpec("fp16")
     speak(bundle, Probe())
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from voxedge.calibration.lint import lint
 from voxedge.engines.manifest import DimRange, GraphSpec, TensorSpec
-from voxedge.export.lint import lint
 
 SPEC = GraphSpec(
     name="toy",

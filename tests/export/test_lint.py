@@ -12,10 +12,10 @@ import pytest
 from lint_toy import SPEC, Toy, node
 from onnx import TensorProto, helper, numpy_helper
 
+from voxedge.calibration.lint import Finding, lint
+from voxedge.calibration.lint_operators import _LIMITS, operator_list
 from voxedge.engines.errors import ExportError
-from voxedge.engines.manifest import TensorSpec
-from voxedge.export.lint import Finding, lint
-from voxedge.export.lint_operators import _LIMITS, operator_list
+from voxedge.engines.manifest import LayerSpec, TensorSpec
 
 
 @pytest.fixture
@@ -208,9 +208,43 @@ def duplicate(toy: Toy) -> None:
     )
 
 
+def quantise(toy: Toy, layer: LayerSpec) -> None:
+    """The toy's product with INT8 weights, two blocks of 16, as the manifest should say."""
+    opset_21(toy)
+    toy.spec = dataclasses.replace(toy.spec, layers={"/in/MatMul": layer})
+    toy.weights["weight"] = np.ones((32, 32), np.int8)
+    toy.weights["scale"] = np.ones((2, 32), np.float32)
+    floats = node("DequantizeLinear", ["weight", "scale"], ["floats"], "/in", axis=0, block_size=16)
+    toy.nodes[0].input[1] = "floats"
+    toy.nodes.insert(0, floats)
+
+
+def other_form_than_manifest(toy: Toy) -> None:
+    quantise(toy, LayerSpec("int8-weight", 32))
+
+
+def layer_of_no_node(toy: Toy) -> None:
+    toy.spec = dataclasses.replace(SPEC, layers={"/elsewhere/MatMul": LayerSpec("fp32")})
+
+
+def integers_without_dequantise(toy: Toy) -> None:
+    toy.weights["table"] = np.ones((100, 32), np.int8)
+    toy.nodes[1] = node("Gather", ["table", "ids"], ["rows8"], "/embed")
+    toy.weights["one"] = np.ones((), np.float32)
+    toy.nodes.insert(2, node("DequantizeLinear", ["rows8", "one"], ["/embed/Gather:0"], "/embed"))
+
+
+def test_blocks_of_weights_may_have_opset_21(toy: Toy, tmp_path: Path) -> None:
+    quantise(toy, LayerSpec("int8-weight", 16))
+    assert lint(toy.save(tmp_path), toy.spec) == []
+
+
 @pytest.mark.parametrize(
     ("rule", "broken"),
     [
+        ("quantised", other_form_than_manifest),
+        ("quantised", layer_of_no_node),
+        ("quantised", integers_without_dequantise),
         ("domain", opset_21),
         ("domain", other_opset_than_manifest),
         ("domain", foreign_domain),
@@ -244,7 +278,11 @@ def duplicate(toy: Toy) -> None:
 def test_broken_graphs(toy: Toy, tmp_path: Path, rule: str, broken: Callable[[Toy], None]) -> None:
     broken(toy)
     found = toy.rules(tmp_path)
-    also = {"random": {"limits", "operator"}, "data-dependent": {"limits", "operator", "interface"}}.get(rule, set())
+    also = {
+        "quantised": {"types"},
+        "random": {"limits", "operator"},
+        "data-dependent": {"limits", "operator", "interface"},
+    }.get(rule, set())
     assert rule in found
     assert found <= {rule} | also
 

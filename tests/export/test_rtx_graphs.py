@@ -18,6 +18,7 @@ import pytest
 from midsize import write_midsize
 from onnx import TensorProto
 
+from voxedge.calibration.lint import lint
 from voxedge.calibration.metrics import SNR_CAP_DB, compare, worst
 from voxedge.engines.backend import Array
 from voxedge.engines.bundle import Bundle
@@ -28,7 +29,6 @@ from voxedge.engines.trt.builder import BuildConfig, build_engine
 from voxedge.export.checkpoint.moe_tts import load_moe_tts
 from voxedge.export.config import ExportConfig, Precision
 from voxedge.export.exporter import export_plan
-from voxedge.export.lint import lint
 from voxedge.export.systems import moe_tts
 
 GRAPHS = ("text_expert", "speech_expert", "speech_conditioner", "dit", "vae_decoder", "vae_encoder")

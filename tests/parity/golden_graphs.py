@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from voxedge.calibration.lint import lint
 from voxedge.engines.backend import Engine
 from voxedge.engines.manifest import Flavour, GraphSpec
 from voxedge.engines.ort import OrtEngine, OrtOptions
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.graph import Traced
-from voxedge.export.lint import lint
 from voxedge.export.weights import save_graphs
 
 

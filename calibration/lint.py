@@ -8,7 +8,7 @@ In: an .onnx file and its `GraphSpec`. Out: findings, none for a portable graph.
 * `random`: noise is an input; TensorRT ignores seeds. `data-dependent`: no shape depends on values, no control flow.
 * `dims`, `interface`, `int64`: inputs and outputs are the manifest's, with its symbolic dimensions, ids in INT32.
 * `names`: node names are readable and unique paths, such as `/layers.3/attn/q_proj/MatMul`.
-* `external-data`, `duplicates`: see `export.lint_weights`.
+* `external-data`, `duplicates`: see `calibration.lint_weights`. `quantised`: see `calibration.lint_quantised`.
 
 Never loads the weights, and changes nothing.
 """
@@ -22,12 +22,14 @@ from pathlib import Path
 
 import onnx
 
+from voxedge.calibration.lint_graph import Finding, GraphView, Rule, view_graph
+from voxedge.calibration.lint_operators import check_operators, operator_list
+from voxedge.calibration.lint_quantised import check_quantised, newest_opset
+from voxedge.calibration.lint_weights import check_weights
+from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import GraphSpec, TensorSpec
-from voxedge.export.lint_graph import Finding, GraphView, Rule, view_graph
-from voxedge.export.lint_operators import check_operators, operator_list
-from voxedge.export.lint_weights import check_weights
 
-__all__ = ["Finding", "Rule", "lint"]
+__all__ = ["Finding", "Rule", "lint", "require_portable"]
 
 _RANDOM = frozenset(
     {
@@ -99,11 +101,25 @@ def lint(model_path: Path, spec: GraphSpec) -> list[Finding]:
         *_check_interface(view),
         *_check_names(view),
         *check_weights(view),
+        *check_quantised(view),
     ]
+
+
+def require_portable(model_path: Path, spec: GraphSpec) -> None:
+    """Refuse to let a graph out that breaks a rule; arguments as for `lint`.
+
+    Raises:
+        ExportError: There are findings, or the file is no ONNX graph.
+    """
+    findings = lint(model_path, spec)
+    if findings:
+        lines = "; ".join(f"{finding.rule} at {finding.node}: {finding.message}" for finding in findings[:5])
+        raise ExportError(f"graph {spec.name}: expected only what TensorRT 10.1 parses, found {len(findings)}: {lines}")
 
 
 def _check_domain(view: GraphView) -> Iterator[Finding]:
     oldest, newest = operator_list()["opset"]
+    newest = newest_opset(view.spec, newest)
     if not oldest <= view.opset <= newest:
         yield Finding("domain", "", f"expected an opset from {oldest} to {newest}, found {view.opset}")
     if view.opset != view.spec.opset:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import onnx
 from onnx import external_data_helper
 
+from voxedge.calibration.lint_graph import ExternalPlace, Finding, GraphView, external_place, tensor_bytes
 from voxedge.engines.files import CHUNK_BYTES, format_bytes
-from voxedge.export.lint_graph import ExternalPlace, Finding, GraphView, external_place, tensor_bytes
 
 ALIGNMENT_BYTES = 4096
 """Of every external tensor, so that it can be memory-mapped."""

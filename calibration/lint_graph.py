@@ -33,6 +33,7 @@ Rule = Literal[
     "interface",
     "external-data",
     "duplicates",
+    "quantised",
 ]
 
 # Above this, weights must be inside the file; a graph of 64 layers without weights has about 2 MB.
@@ -45,7 +46,7 @@ class Finding:
     """One place where a graph breaks a rule."""
 
     rule: Rule
-    """Which rule; see `export.lint`."""
+    """Which rule; see `calibration.lint`."""
     node: str
     """Name of the node or tensor; empty for the graph as a whole."""
     message: str

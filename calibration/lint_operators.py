@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from voxedge.export.lint_graph import Finding, GraphView
+from voxedge.calibration.lint_graph import Finding, GraphView
 
 Limit = Callable[[GraphView, onnx.NodeProto], bool]
 """Whether a node keeps within the operator's limits."""
@@ -35,7 +35,7 @@ _EVERY_TENSOR = frozenset({"Cast"})
 @functools.cache
 def operator_list() -> dict[str, Any]:
     """The decoded list: `opset` (oldest, newest) and `operators` by name with `supported`, `types` and `limits`."""
-    file = resources.files("voxedge.export") / "data/tensorrt_10.1_operators.json"
+    file = resources.files("voxedge.calibration") / "data/tensorrt_10.1_operators.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
