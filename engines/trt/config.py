@@ -115,7 +115,8 @@ def check_parser(library: Library, graph: GraphSpec) -> None:
         raise BuildError(
             f"graph {graph.name} ({graph.precision}): expected opset {newest} or lower, found {graph.opset}, whose "
             f"weights in blocks TensorRT {library.version} cannot read ({since} can: JetPack 7). "
-            "Type: voxedge export CHECKPOINT -o BUNDLE --precision int8 (or fp16), and build that"
+            "Type: voxedge export CHECKPOINT -o BUNDLE --precision int8-weight (one scale for each channel; or int8, "
+            "fp16), and build that"
         )
 
 
