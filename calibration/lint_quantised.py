@@ -16,7 +16,11 @@ from voxedge.engines.manifest import GraphSpec, LayerSpec
 BLOCKED_OPSET = 21
 """Opset of a graph whose weights have scales by blocks, or four bits."""
 
-_BITS = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4, onnx.TensorProto.INT32: 32}
+_BITS: dict[int, int] = {onnx.TensorProto.INT8: 8, onnx.TensorProto.INT4: 4, onnx.TensorProto.INT32: 32}
+_PLAIN: dict[int, LayerSpec] = {
+    onnx.TensorProto.FLOAT: LayerSpec("fp32"),
+    onnx.TensorProto.FLOAT16: LayerSpec("fp16"),
+}
 _WEIGHT_INPUT = {"MatMul": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
 
 
@@ -64,9 +68,8 @@ def _form(view: GraphView, node: onnx.NodeProto, makers: dict[str, onnx.NodeProt
     if stored not in view.initializers:
         return None
     kind = view.initializers[stored].data_type
-    plain = {onnx.TensorProto.FLOAT: LayerSpec("fp32"), onnx.TensorProto.FLOAT16: LayerSpec("fp16")}
     if maker is None or maker.op_type == "Cast":
-        return LayerSpec("int8-weight") if node.op_type == "Gather" and _BITS.get(kind) == 32 else plain.get(kind)
+        return LayerSpec("int8-weight") if node.op_type == "Gather" and _BITS.get(kind) == 32 else _PLAIN.get(kind)
     if maker.op_type != "DequantizeLinear" or _BITS.get(kind) not in (4, 8):
         return None
     block = next((item.i for item in maker.attribute if item.name == "block_size"), 0) or None

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from voxedge.calibration.graph_files import save_models
 from voxedge.calibration.lint import require_portable
+from voxedge.calibration.quantise.graph import EditedGraph, opset_of
+from voxedge.calibration.quantise.streaming import Rounding
 from voxedge.engines.bundle import BundleWriter
 from voxedge.engines.data_file import Progress
 from voxedge.engines.manifest import DimRange, Flavour, GraphSpec
 from voxedge.export.graph import Traced
-from voxedge.export.weights import Tensors, save_graphs
+from voxedge.export.weights import Tensors, sources_of
 
 Profiles = Mapping[str, Mapping[str, DimRange]]
 
@@ -33,17 +36,29 @@ class GraphPlan:
     profiles: Mapping[Flavour, Profiles]
 
 
-def write_graph(writer: BundleWriter, plan: GraphPlan, progress: Progress) -> tuple[GraphSpec, ...]:
-    """Trace, save and lint one graph.
+def write_graph(
+    writer: BundleWriter, plan: GraphPlan, progress: Progress, rounding: Rounding | None = None
+) -> tuple[GraphSpec, ...]:
+    """Trace, round, save and lint one graph.
+
+    Args:
+        writer: Where it goes.
+        plan: What it is.
+        progress: Told about every block of weights read.
+        rounding: How its weights are rounded on the way; None keeps them.
 
     Raises:
         ExportError: The graph cannot be traced, a tensor is missing, or a portable graph is not portable.
+        ConfigError: A rule cannot be followed.
     """
     data = f"graphs/{plan.name}.data"
     paths = {flavour: f"graphs/{plan.name}.{flavour}.onnx" for flavour in plan.trace}
     traced = {flavour: trace() for flavour, trace in plan.trace.items()}
     places: dict[Flavour, Path] = {flavour: writer.path(path) for flavour, path in paths.items()}
-    save_graphs(traced, plan.tensors, places, writer.path(data), progress)
+    sources = sources_of(traced, plan.tensors)
+    models = {flavour: graph.model for flavour, graph in traced.items()}
+    rounded = None if rounding is None else rounding.round(EditedGraph(plan.name, models, sources))
+    save_models({places[flavour]: model for flavour, model in models.items()}, sources, writer.path(data), progress)
     specs = tuple(
         GraphSpec(
             name=plan.name,
@@ -51,13 +66,15 @@ def write_graph(writer: BundleWriter, plan: GraphPlan, progress: Progress) -> tu
             path=paths[flavour],
             data=data,
             precision=plan.precision,
-            opset=graph.opset,
+            opset=opset_of(graph.model),
             inputs=graph.inputs,
             outputs=graph.outputs,
             profiles=plan.profiles[flavour],
         )
         for flavour, graph in traced.items()
     )
+    if rounded is not None:
+        specs = tuple(rounded.described(spec) for spec in specs)
     for spec in specs:
         if spec.flavour == "portable":
             require_portable(places["portable"], spec)

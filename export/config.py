@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.engines.errors import ConfigError
 
 Precision = Literal["fp32", "fp16"]
@@ -35,6 +36,8 @@ class ExportConfig:
     """One sentence for people, shown whenever the bundle speaks."""
     overwrite: bool = False
     """Replace an existing bundle."""
+    quantise: QuantiseConfig | None = None
+    """How weights are rounded while they are streamed; activations keep `precision`. None rounds nothing."""
 
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from voxedge.calibration.quantise.streaming import Rounding
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import ConfigError
 from voxedge.engines.files import hash_file
@@ -56,11 +57,14 @@ def export_plan(
     """
     report = on_progress or (lambda step, done, total: None)
     chosen = _chosen(plan, config)
+    rounding = None if config.quantise is None else Rounding(config.quantise)
     with BundleWriter(output, config.overwrite, sum(_bytes(graph, config) for graph in chosen)) as writer:
         specs: list[GraphSpec] = []
         for graph in chosen:
-            specs += write_graph(writer, graph, _Counter(graph.name, _bytes(graph, config), report))
+            specs += write_graph(writer, graph, _Counter(graph.name, _bytes(graph, config), report), rounding)
             gc.collect()  # a trace is full of cycles; the next graph needs the room
+        if rounding is not None:
+            rounding.finish()
         for relative, source in plan.files.items():
             shutil.copyfile(source, writer.path(relative))
         draft = ManifestDraft(
@@ -97,8 +101,13 @@ def _chosen(plan: SystemPlan, config: ExportConfig) -> tuple[GraphPlan, ...]:
 
 def _bytes(graph: GraphPlan, config: ExportConfig) -> int:
     """Upper bound of a graph's data, all tensors in the widest type they may be stored in."""
-    width = np.dtype(DTYPES[config.precision]).itemsize
-    return sum(math.prod(tensor.shape) * width + 4096 for tensor in graph.tensors.values())
+    width: float = np.dtype(DTYPES[config.precision]).itemsize
+    plain = config.quantise is None or any(rule.precision.startswith("fp") for rule in config.quantise.rules)
+    # Rounded weights have 8 bits, and at least 16 of them share a scale; small tensors are not worth a distinction.
+    return sum(
+        int(math.prod(tensor.shape) * (width if plain or len(tensor.shape) < 2 else 1 + width / 16)) + 2 * 4096
+        for tensor in graph.tensors.values()
+    )
 
 
 def _hashes(sources: Mapping[str, Path], report: ProgressCallback) -> dict[str, FileRecord]:

@@ -124,20 +124,29 @@ def _write_graph(
     report(name, 0, total)
     targets = {writer.path(spec.path): graph.models[spec.flavour] for spec in specs}
     save_models(targets, graph.sources, writer.path(specs[0].data), progress)
-    written = [_spec(spec, graph, formats, paths, config) for spec in specs]
+    written = [rounded_spec(spec, graph, formats, paths, config) for spec in specs]
     for spec in written:
         if spec.flavour == "portable":
             require_portable(writer.path(spec.path), spec)
     return written
 
 
-def _spec(
+def rounded_spec(
     spec: GraphSpec,
     graph: EditedGraph,
     formats: Mapping[str, LayerSpec],
     paths: Mapping[Flavour, set[str | None]],
     config: QuantiseConfig,
 ) -> GraphSpec:
+    """The manifest's entry of one flavour whose graph was rewritten.
+
+    Args:
+        spec: The entry before.
+        graph: All flavours, rewritten.
+        formats: What became of every layer.
+        paths: Nodes that each flavour had before.
+        config: Options.
+    """
     own = {path: form for path, form in formats.items() if path in paths[spec.flavour]}
     touched = any(form.precision != spec.precision for form in own.values())
     return dataclasses.replace(

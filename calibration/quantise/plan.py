@@ -107,10 +107,19 @@ def plan_layers(
     Raises:
         ConfigError: A rule matches nothing, or asks for what the source or the operator cannot give.
     """
-    _check_rules(graphs, rules)
-    return {
-        graph: {node.path: _precision(graph, node, base, rules) for node in nodes} for graph, nodes in graphs.items()
-    }
+    check_rules(graphs, rules)
+    return {graph: plan_graph(graph, nodes, base, rules) for graph, nodes in graphs.items()}
+
+
+def plan_graph(
+    graph: str, nodes: Iterable[WeightedNode], base: LayerPrecision, rules: Sequence[Rule]
+) -> dict[str, LayerPrecision]:
+    """The `PrecisionMap` of one graph, whatever rules match elsewhere.
+
+    Raises:
+        ConfigError: A rule asks for what the source or the operator cannot give.
+    """
+    return {node.path: _precision(graph, node, base, rules) for node in nodes}
 
 
 def _precision(graph: str, node: WeightedNode, base: LayerPrecision, rules: Sequence[Rule]) -> LayerPrecision:
@@ -138,7 +147,12 @@ def _check_possible(graph: str, node: WeightedNode, precision: LayerPrecision) -
         )
 
 
-def _check_rules(graphs: Mapping[str, Iterable[WeightedNode]], rules: Sequence[Rule]) -> None:
+def check_rules(graphs: Mapping[str, Iterable[WeightedNode]], rules: Sequence[Rule]) -> None:
+    """Refuse a rule that speaks of no layer of any graph.
+
+    Raises:
+        ConfigError: With the names that are nearest to its pattern.
+    """
     names = [(graph, node.path) for graph, nodes in graphs.items() for node in nodes]
     for rule in rules:
         if any(rule.matches(graph, path) for graph, path in names):

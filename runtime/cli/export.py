@@ -8,11 +8,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voxedge.engines.errors import InputError, MissingResourceError
 from voxedge.engines.files import format_bytes, free_bytes
 from voxedge.runtime.cli.common import Verbs, needs_extra, number, whole
 from voxedge.runtime.cli.console import Console
+from voxedge.runtime.cli.quantise import PRECISIONS, add_options, config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from voxedge.engines.bundle import Bundle
+    from voxedge.export.config import ExportConfig
+
+    Progress = Callable[[str, int, int], None]
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
@@ -22,11 +32,18 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add_parser("export", help="make a bundle from a checkpoint")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="its folder or file, as released")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the bundle's new folder")
-    parser.add_argument("--precision", choices=("fp32", "fp16"), default="fp32", help="of the matrix products")
+    parser.add_argument("--precision", choices=("fp32", "fp16", *PRECISIONS), default="fp32", help="of the weights")
+    parser.add_argument("--activations", choices=("fp32", "fp16"), default="fp32", help="beside rounded weights")
+    parser.add_argument(
+        "--calibrate",
+        metavar="SET",
+        help="what the voice says to be calibrated: a name or a file; int8 takes `default`",
+    )
     parser.add_argument("--max-context", type=whole(16), default=4096, metavar="TOKENS", help="prompt and speech")
     parser.add_argument("--max-seconds", type=number(0.1, 3600.0), default=30.0, metavar="S", help="of one stretch")
     parser.add_argument("--components", type=_names, default=(), metavar="LIST", help="only these graphs, by name")
     parser.add_argument("--note", default="", metavar="TEXT", help="one sentence that people see when it speaks")
+    add_options(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.set_defaults(run=run)
 
@@ -39,21 +56,22 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     need = predicted_bytes(checkpoint, arguments.precision)
     with needs_extra("export"):
         from voxedge.export.config import ExportConfig
-        from voxedge.export.systems import export_checkpoint
+    rounded = arguments.precision in PRECISIONS
     free = free_bytes(_existing_parent(arguments.output))
     console.note(
         f"needs up to about {format_bytes(need)} of disk for {arguments.output}; {format_bytes(free)} are free"
     )
     config = ExportConfig(
-        precision=arguments.precision,
+        precision=arguments.activations if rounded else arguments.precision,
         max_context=arguments.max_context,
         max_seconds=arguments.max_seconds,
         overwrite=arguments.force,
         components=arguments.components,
         note=arguments.note,
+        quantise=config_of(arguments, arguments.precision) if rounded else None,
     )
     with console.progress() as progress:
-        bundle = export_checkpoint(checkpoint, arguments.output, config, progress)
+        bundle = _export(arguments, config, progress)
     manifest = bundle.manifest
     written = sum(record.size for record in manifest.files.values())
     data = {
@@ -67,8 +85,37 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progress) -> Bundle:
+    """Straight from the checkpoint, or by way of an FP32 bundle that is calibrated."""
+    if config.quantise is None or not _needs_speech(arguments):
+        from voxedge.export.systems import export_checkpoint
+
+        return export_checkpoint(arguments.checkpoint, arguments.output, config, progress)
+    from voxedge.calibration.sets import load_set
+    from voxedge.export.quantised import export_calibrated
+
+    calibration_set = load_set(arguments.calibrate or "default")
+    return export_calibrated(arguments.checkpoint, arguments.output, config, config.quantise, calibration_set, progress)
+
+
+def _needs_speech(arguments: argparse.Namespace) -> bool:
+    """Whether the weights cannot be rounded before the voice has spoken.
+
+    Raises:
+        InputError: Statistics were given, which are of a bundle, not of a checkpoint.
+    """
+    if arguments.statistics is not None:
+        raise InputError(
+            "expected no --statistics for a checkpoint, as they are of one FP32 bundle; quantise that bundle with "
+            "`voxedge quantise`, or leave it to --calibrate SET"
+        )
+    return arguments.calibrate is not None or arguments.precision == "int8"
+
+
 def predicted_bytes(checkpoint: Path, precision: str) -> int:
     """About the most that a bundle takes, from the size of the checkpoint, which holds weights in two bytes or more.
+
+    Where the voice is calibrated, an FP32 bundle is there besides for a while.
 
     Raises:
         InputError: The checkpoint has no weights.
@@ -79,7 +126,8 @@ def predicted_bytes(checkpoint: Path, precision: str) -> int:
         raise InputError(
             f"{checkpoint}: expected weights ({', '.join(WEIGHT_SUFFIXES)}), found none; give the checkpoint's folder"
         )
-    return (2 if precision == "fp32" else 1) * sum(path.stat().st_size for path in weights)
+    shares = {"fp32": 2.0, "fp16": 1.0, "int8": 2.6, "int8-weight": 0.6, "mixed": 1.0, "int4-weight": 0.4}
+    return int(shares[precision] * sum(path.stat().st_size for path in weights))
 
 
 def _existing_parent(path: Path) -> Path:

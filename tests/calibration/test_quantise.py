@@ -19,6 +19,8 @@ from voxedge.engines.errors import BuildError, ConfigError, InputError
 from voxedge.engines.manifest import Flavour, LayerSpec
 from voxedge.engines.trt.api import Library
 from voxedge.engines.trt.config import check_parser
+from voxedge.export.config import ExportConfig
+from voxedge.export.systems import export_checkpoint
 from voxedge.runtime.audio import check_audio
 
 WEIGHT_ONLY = ("int8-weight", "int4-weight")
@@ -118,6 +120,18 @@ def test_rules_choose_layers(fp32_bundle: Path, tmp_path: Path) -> None:
     assert layers["/head/MatMul"] == LayerSpec("int4-weight", 16)  # 48 inputs
     assert bundle.manifest.graph("dit").layers["/transformer/layers.0/self_attn/to_out/MatMul"] == LayerSpec("fp16")
     speak(bundle, Probe())
+
+
+def test_streamed_export_gives_the_same_bytes(
+    golden: Callable[[str], Path], quantised: Callable[[str], Bundle], tmp_path: Path
+) -> None:
+    """Rounded on the way out of the checkpoint, by blocks of columns, or of an FP32 bundle, by blocks of rows."""
+    config = ExportConfig(quantise=QuantiseConfig("int4-weight"), components=("dit",))
+    bundle = export_checkpoint(golden("moetts_e2e") / "checkpoint", tmp_path / "out", config)
+    [spec], other = bundle.manifest.graphs, quantised("int4-weight")
+    assert spec == other.manifest.graph("dit")
+    for path in (spec.path, spec.data):
+        assert bundle.manifest.files[path] == other.manifest.files[path]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,63 @@
+"""Export and quantise in one go, where quantising needs to know activations.
+
+In: a checkpoint, options, a calibration set. Out: the quantised bundle. An FP32 bundle is exported beside the target,
+speaks the set, is quantised, and is removed, whatever happens. Weight-only rounding needs none of this: it is done
+while the checkpoint is streamed (`ExportConfig.quantise`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from voxedge.calibration.collect import CollectConfig, collect_statistics
+from voxedge.calibration.quantise.bundle import quantise_bundle
+from voxedge.calibration.quantise.config import QuantiseConfig
+from voxedge.calibration.sets import CalibrationSet
+from voxedge.engines.bundle import Bundle
+from voxedge.engines.errors import ConfigError
+from voxedge.export.config import ExportConfig
+from voxedge.export.exporter import ProgressCallback
+from voxedge.export.systems import export_checkpoint
+
+
+def export_calibrated(
+    checkpoint: Path,
+    output: Path,
+    config: ExportConfig,
+    quantise: QuantiseConfig,
+    calibration_set: CalibrationSet,
+    on_progress: ProgressCallback | None = None,
+) -> Bundle:
+    """Export at FP32 beside the target, collect statistics, quantise.
+
+    Args:
+        checkpoint: Folder with a `config.json` that names its model type.
+        output: The quantised bundle's folder.
+        config: Options of the export.
+        quantise: Options of the quantisation.
+        calibration_set: What the FP32 bundle says.
+        on_progress: Told about all three steps.
+
+    Raises:
+        ConfigError: Activations are to be FP16, whose statistics nobody collects.
+        CheckpointError: The checkpoint is damaged, incomplete or of an unsupported kind.
+        ExportError: A graph cannot be made, the output exists, or the disk is full.
+    """
+    if config.precision != "fp32":
+        raise ConfigError(
+            f"expected --activations fp32 for {quantise.precision}, found {config.precision}: the voice must speak at "
+            "FP32 to be calibrated"
+        )
+    report = on_progress or (lambda step, done, total: None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.fp32-", dir=output.parent) as folder:
+        plain = dataclasses.replace(config, quantise=None, overwrite=False)
+        bundle = export_checkpoint(checkpoint, Path(folder) / "bundle", plain, report)
+        statistics = collect_statistics(
+            bundle, calibration_set, Path(folder) / "statistics.safetensors", CollectConfig(), report
+        )
+        return quantise_bundle(
+            bundle.root, output, dataclasses.replace(quantise, overwrite=config.overwrite), statistics, report
+        )

@@ -1,0 +1,118 @@
+"""`voxedge quantise`: an FP32 or FP16 bundle becomes a smaller one, without its checkpoint.
+
+In: a bundle's folder and precisions. Out: another bundle's folder, written in one step, and how much smaller each graph
+is. The options are those of `voxedge export` too. Needs the ONNX libraries of the `export` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from voxedge.engines.bundle import Bundle
+from voxedge.engines.files import format_bytes
+from voxedge.runtime.cli.common import Verbs, needs_extra
+from voxedge.runtime.cli.console import Console, table
+
+if TYPE_CHECKING:
+    from voxedge.calibration.quantise.config import QuantiseConfig
+    from voxedge.calibration.statistics import Statistics
+
+PRECISIONS = ("int8", "int8-weight", "int4-weight", "mixed")
+"""What quantising gives; `voxedge export` knows fp32 and fp16 besides."""
+
+_HEADER = ("graph", "precision", "size", "of source", "layers")
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb to the parser."""
+    parser = verbs.add_parser("quantise", help="make a bundle smaller and faster")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="an FP32 or FP16 bundle")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the new bundle's folder")
+    parser.add_argument("--precision", choices=PRECISIONS, default="int8-weight", help="of layers that no rule names")
+    add_options(parser)
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.set_defaults(run=run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that a quantisation has besides its precision."""
+    group = parser.add_argument_group("quantisation")
+    group.add_argument("--statistics", type=Path, metavar="FILE", help="of `voxedge calibrate`, for int8 and AWQ")
+    group.add_argument("--block", type=int, metavar="N", help="input channels that share a scale: 16, 32, 64, 128, 256")
+    group.add_argument(
+        "--layer",
+        action="append",
+        default=[],
+        metavar="PATTERN=PRECISION",
+        help="precision of the layers that a pattern names, such as '/layers.0/*=fp32' or 'dit:*/to_out/*=int8-weight'",
+    )
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Quantise and say what came of it."""
+    with needs_extra("export"):
+        from voxedge.calibration.quantise.bundle import quantise_bundle
+    config = config_of(arguments, arguments.precision)
+    with console.progress() as progress, needs_extra("export"):
+        statistics = statistics_of(arguments)
+        bundle = quantise_bundle(arguments.bundle, arguments.output, config, statistics, progress)
+    source = Bundle.open(arguments.bundle)
+    rows = _rows(bundle, source)
+    data = {"bundle": str(bundle.root), "precision": config.precision, "graphs": rows}
+    text = table([_cells(row) for row in rows], _HEADER)
+    console.result(
+        data, f"{text}\n{bundle.root}: {_total(bundle)}, the source has {_total(Bundle.open(arguments.bundle))}"
+    )
+    return 0
+
+
+def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
+    """The options of a command line.
+
+    Raises:
+        ConfigError: One of them is not valid.
+    """
+    from voxedge.calibration.quantise.config import QuantiseConfig
+    from voxedge.calibration.quantise.plan import parse_rule
+
+    return QuantiseConfig(
+        precision=precision,  # type: ignore[arg-type]  # checked by the record itself
+        block_size=arguments.block,
+        rules=tuple(map(parse_rule, arguments.layer)),
+        overwrite=arguments.force,
+    )
+
+
+def statistics_of(arguments: argparse.Namespace) -> Statistics | None:
+    """The statistics of a command line; None where none were given.
+
+    Raises:
+        MissingResourceError: The file does not exist.
+        InputError: It is damaged.
+    """
+    from voxedge.calibration.statistics import Statistics
+
+    return None if arguments.statistics is None else Statistics.load(arguments.statistics)
+
+
+def _rows(bundle: Bundle, source: Bundle) -> list[dict[str, Any]]:
+    rows = []
+    for name in dict.fromkeys(graph.name for graph in bundle.manifest.graphs):
+        graph = bundle.manifest.graph(name)
+        size, before = (one.manifest.files[one.manifest.graph(name).data].size for one in (bundle, source))
+        layers = Counter(layer.precision for layer in graph.layers.values())
+        row = {"graph": name, "precision": graph.precision, "bytes": size, "ratio": size / max(before, 1)}
+        rows.append({**row, "layers": dict(layers)})
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    layers = ", ".join(f"{count} {precision}" for precision, count in row["layers"].items())
+    return [row["graph"], row["precision"], format_bytes(row["bytes"]), f"{row['ratio']:.3f}", layers]
+
+
+def _total(bundle: Bundle) -> str:
+    return format_bytes(sum(record.size for record in bundle.manifest.files.values()))
