@@ -27,14 +27,18 @@ from voxedge.export.repeat import Stack
 class DecoderOptions:
     """How one decoder's graph differs from another's beyond its checkpoint."""
 
-    head: LazyTensor
-    """Rows that can be sampled, [C, d]."""
+    head: LazyTensor | None = None
+    """Rows that can be sampled, [C, d]; None for a graph without logits."""
     norm: LazyTensor | None = None
     """Final norm [d] of another decoder to use instead of its own."""
     logits: Literal["one", "all"] = "one"
     """Logits at the position that the input `logits_at` gives, or at all."""
     probes: tuple[Literal["prenorm", "hidden"], ...] = ()
     """Further outputs, for comparisons."""
+    embeds: bool = False
+    """Takes embeddings `embeds` instead of `ids`; the tables are in a graph of their own."""
+    state: bool = False
+    """Also gives `state`, what the head reads."""
     flavours: tuple[Flavour, ...] = ("portable", "ort")
     """Which graphs to make."""
     phases: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
@@ -46,11 +50,13 @@ def decoder_plan(name: str, model: LanguageModel, options: DecoderOptions, confi
     context = min(config.max_context, model.config.max_positions)
     flavours = tuple(flavour for flavour in options.flavours if flavour == "portable" or _fits_ort(model.config))
     form = DecoderForm(
-        head_rows=options.head.shape[0],
+        head_rows=0 if options.head is None else options.head.shape[0],
         max_context=context,
         dtype=getattr(torch, DTYPES[config.precision]),
         logits=options.logits,
         probes=options.probes,
+        embeds=options.embeds,
+        state=options.state,
     )
     return GraphPlan(
         name=name,
@@ -77,8 +83,12 @@ class _Tracer:
         stack = Stack("/layers", "layers", self.config.layers, inputs="past", outputs=kept)
         shallow = replace(self.config, layers=stack.traced)
         leaves = [f"{layer}.{leaf}" for layer in range(stack.traced) for leaf in ("key", "value")]
-        arguments = (TensorSpec("ids", "int32", ("batch", "new")), self._positions(), self._caches(leaves))
-        outputs = ["logits", *self.form.probes, *(f"{kept}.{leaf}" for leaf in leaves)]
+        given = TensorSpec("ids", "int32", ("batch", "new"))
+        if self.form.embeds:
+            given = TensorSpec("embeds", "float32", ("batch", "new", self.config.hidden_size))
+        arguments = (given, self._positions(), self._caches(leaves))
+        heads = [name for name, there in (("logits", self.form.head_rows), ("state", self.form.state)) if there]
+        outputs = [*heads, *self.form.probes, *(f"{kept}.{leaf}" for leaf in leaves)]
         return trace(lambda: DecoderLm(shallow, self.form, self.flavour), arguments, outputs, stack=stack)
 
     def _positions(self) -> list[TensorSpec]:
@@ -100,10 +110,12 @@ def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Map
     """Names of the checkpoint to names of the module."""
     named = {key.replace(".self_attn.", ".attn."): tensor for key, tensor in model.tensors.items()}
     cos, sin = rotary_tables(model.config.head_dim, context, model.config.rope_theta)
+    tables = {} if options.embeds else {"embed.weight": model.tensors["embed_tokens.weight"]}
+    head = {} if options.head is None else {"head.weight": options.head}
     return {
         **named,
-        "embed.weight": model.tensors["embed_tokens.weight"],
-        "head.weight": options.head,
+        **tables,
+        **head,
         "norm.weight": options.norm or model.tensors["norm.weight"],
         "rotary.cos": InMemory("rotary.cos", cos),
         "rotary.sin": InMemory("rotary.sin", sin),

@@ -1,12 +1,13 @@
 """Run a causal decoder token by token over a cache that lives on the device.
 
-In: a loaded decoder graph of either flavour, a cache, new token ids. Out: logits of the last position. The cache is
-never copied: ONNX Runtime's fused attention writes its rows in place, and the portable graph's new rows are bound at
+In: a loaded decoder graph of either flavour, a cache, new token ids or their embeddings. Out: logits or the state of
+the last position. The cache is never copied: ONNX Runtime's fused attention writes its rows in place, and the portable graph's new rows are bound at
 the cache's own address. Does not sample, does not know modalities or prompts; see `runtime.routing`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from voxedge.engines.errors import InputError
 from voxedge.engines.manifest import Flavour, GraphSpec
 
 Ids = npt.NDArray[np.int32]
+Embeddings = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
 
 _ROUND = 64
+_HEADS = ("logits", "state")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +83,26 @@ class Decoder:
         self.engine = engine
         self.cache_shape = CacheShape.of(engine.spec)
         self.max_prefill = max(profile["new"].max for profile in engine.spec.profiles.values())
-        columns = int(engine.spec.output("logits").shape[1])
-        self._logits = np.zeros((1, columns), np.float32)  # [B, C]
-        self._step = _Call(engine, self._logits)
-        self._prefill = _Call(engine, self._logits)
+        heads = [tensor for tensor in engine.spec.outputs if tensor.name in _HEADS]
+        self._heads = {head.name: np.zeros(head.sizes({"batch": 1}), np.float32) for head in heads}  # [B, C]
+        self._step = _Call(engine, self._heads)
+        self._prefill = _Call(engine, self._heads)
 
-    def forward(self, ids: Ids, cache: KvCache) -> Logits:
+    @property
+    def state(self) -> Logits:
+        """What a head reads after the last token, [d], where the graph gives it; valid until the next call."""
+        state: Logits = self._heads["state"][0]
+        return state
+
+    def forward(self, ids: Ids | Embeddings, cache: KvCache) -> Logits:
         """Append tokens to the cache.
 
         Args:
-            ids: [S] with S >= 1.
+            ids: [S] with S >= 1, or embeddings [S, d] where the graph takes them.
             cache: One of this decoder's shape; its length grows by S.
 
         Returns:
-            Logits [C] after the last token, valid until the next call.
+            Logits [C] after the last token, or the state of a graph without logits; valid until the next call.
 
         Raises:
             InputError: The cache is full.
@@ -108,32 +117,34 @@ class Decoder:
             call = self._step if len(part) == 1 else self._prefill
             call.run(part, cache)
             cache.length += len(part)
-        last: Logits = self._logits[0]
+        last: Logits = next(iter(self._heads.values()))[0]
         return last
 
 
 class _Call:
     """A binding whose small inputs are changed in place between runs."""
 
-    def __init__(self, engine: Engine, logits: npt.NDArray[np.float32]) -> None:
+    def __init__(self, engine: Engine, heads: Mapping[str, Logits]) -> None:
         self._binding: Binding = engine.binding()
         self._portable = engine.spec.flavour == "portable"
-        self._ids = np.zeros((1, 0), np.int32)
+        self._given = engine.spec.inputs[0]
+        self._ids: npt.NDArray[Any] = np.zeros((1, 0), self._given.dtype)
         self._last = self._host("logits_at", np.zeros(1, np.int32))
         if not self._portable:
             self._lengths = self._host("lengths", np.zeros(1, np.int32))
             self._total = self._host("total", np.zeros(1, np.int32))
-        self._binding.bind("logits", Buffer.of(logits))
+        for name, values in heads.items():
+            self._binding.bind(name, Buffer.of(values))
         self._bound: KvCache | None = None
 
     def _host(self, name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         self._binding.bind(name, Buffer.of(array))
         return array
 
-    def run(self, ids: Ids, cache: KvCache) -> None:
+    def run(self, ids: Ids | Embeddings, cache: KvCache) -> None:
         new = len(ids)
         if new != self._ids.shape[1]:
-            self._ids = self._host("ids", np.zeros((1, new), np.int32))
+            self._ids = self._host(self._given.name, np.zeros((1, *ids.shape), self._given.dtype))
         self._ids[0] = ids
         self._last[0] = new - 1
         if self._portable:

@@ -106,6 +106,7 @@ class Sampler:
         allowed: slice | npt.NDArray[np.bool_] | None,
         stream: UniformSource,
         order: Literal["rank", "id"] = "rank",
+        history: History | None = None,
     ) -> None:
         """Fix the rules.
 
@@ -117,6 +118,8 @@ class Sampler:
             stream: Randomness; one number per draw, none when greedy.
             order: Along which order of the candidates the distribution function runs: from the most likely to the
                 least, or by id. Changes which uniform gives which id, not the distribution.
+            history: What the repetition penalty looks at, shared by samplers that penalise each other's ids; None for
+                one of its own.
         """
         ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
         self.config = config
@@ -128,7 +131,7 @@ class Sampler:
         self._domain: Domain | None = None
         self._drawn = 0
         self._recent: deque[int] = deque(maxlen=config.ras_window)
-        self._history = History(config.repetition_window)
+        self._history = history or History(config.repetition_window)
 
     @property
     def finished(self) -> bool:
@@ -140,11 +143,12 @@ class Sampler:
         for token in ids:
             self._history.push(int(token))
 
-    def next(self, logits: Logits) -> int:
+    def next(self, logits: Logits, banned: Sequence[int] = ()) -> int:
         """Draw one id.
 
         Args:
             logits: [vocabulary], left as they are.
+            banned: Ids that cannot be drawn in this step.
 
         Returns:
             The id; one of `eos_ids` means that the sequence ended before it.
@@ -160,6 +164,8 @@ class Sampler:
         self._penalise(scores, domain)
         if self._drawn < self.config.min_tokens:
             scores[domain.ends] = -np.inf
+        if banned:
+            scores[domain.places(np.array(banned, np.int64))] = -np.inf
         token = int(domain.ids[self._choose(scores, domain)])
         self._record(token)
         return token

@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from voxedge.engines.errors import CheckpointError
-from voxedge.export.checkpoint.tensors import Array, Block, LazyTensor, RowReadable, materialise
+from voxedge.export.checkpoint.tensors import (
+    Array,
+    Block,
+    LazyTensor,
+    RowReadable,
+    array_dtype,
+    block_indices,
+    item_bytes,
+    materialise,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +190,60 @@ class Stacked:
             for (rows, *rest), values in part.blocks(max_bytes):
                 yield (slice(rows.start + offset, rows.stop + offset), *rest), values
             offset += part.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Zeros:
+    """Zeros that a model has no tensor for, such as the row of an id that adds nothing."""
+
+    shape: tuple[int, ...]
+    """Lengths of the axes."""
+    dtype: str
+    """Type that the tensors beside it are stored in."""
+    name: str = "zeros"
+    """For messages."""
+
+    def blocks(self, max_bytes: int) -> Iterator[Block]:
+        """Blocks of zeros; see `LazyTensor.blocks`."""
+        for index in block_indices(self.shape, item_bytes(self.dtype), max_bytes):
+            yield index, np.zeros([part.stop - part.start for part in index], array_dtype(self.dtype))
+
+
+@dataclass(frozen=True, slots=True)
+class Reordered:
+    """A tensor whose rows stand in another order."""
+
+    tensor: LazyTensor
+    """The source, [M, ...]."""
+    order: tuple[int, ...]
+    """Row i of the result is row order[i] of the source; every row once."""
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(self.tensor.shape[0])):
+            raise CheckpointError(f"{self.name}: expected an order of its {self.tensor.shape[0]} rows")
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the source."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> str:
+        """Stored type of the source."""
+        return self.tensor.dtype
+
+    def blocks(self, max_bytes: int) -> Iterator[Block]:
+        """One row at a time; see `LazyTensor.blocks`."""
+        places = np.argsort(self.order)
+        for (rows, *rest), values in self.tensor.blocks(max_bytes):
+            for row in range(rows.start, rows.stop):
+                place = int(places[row])
+                yield (slice(place, place + 1), *rest), values[row - rows.start : row - rows.start + 1]
 
 
 @dataclass(frozen=True, slots=True)

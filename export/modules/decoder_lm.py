@@ -1,4 +1,4 @@
-"""Causal decoder of the Qwen3 family: token ids and a history in, logits and new history out.
+"""Causal decoder of the Qwen3 family: token ids or their embeddings and a history in, logits and new history out.
 
 One module for every system's backbone and for both flavours of its graph. It does not know experts, modalities or
 sampling: a routed mixture is two of these over one cache. Architecture: Qwen3 (RMSNorm, grouped-query attention with
@@ -25,7 +25,7 @@ class DecoderForm:
     """What a graph of a decoder is like beyond its checkpoint."""
 
     head_rows: int
-    """Columns of the logits: only what can be sampled."""
+    """Columns of the logits: only what can be sampled; 0 for a graph without logits."""
     max_context: int
     """Positions of the rotary tables: past plus new tokens can never be more."""
     dtype: torch.dtype
@@ -34,6 +34,10 @@ class DecoderForm:
     """Logits of one position for each row, given by the input `logits_at`, or of every position."""
     probes: tuple[Literal["prenorm", "hidden"], ...] = ()
     """Also give the residual stream before and after the final norm, for comparisons."""
+    embeds: bool = False
+    """Takes embeddings instead of ids, where several tables are summed."""
+    state: bool = False
+    """Also give what the head reads, for further heads."""
 
 
 class FusedRMSNorm(RMSNorm):
@@ -77,11 +81,11 @@ class Attention(nn.Module):
 class GatedMlp(nn.Module):
     """SwiGLU feed-forward (Shazeer 2020)."""
 
-    def __init__(self, config: QwenConfig, dtype: torch.dtype) -> None:
+    def __init__(self, inputs: int, inner: int, outputs: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, dtype, keep=True)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, dtype, keep=True)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, dtype)
+        self.gate_proj = Linear(inputs, inner, dtype, keep=True)
+        self.up_proj = Linear(inputs, inner, dtype, keep=True)
+        self.down_proj = Linear(inner, outputs, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.gate_proj.weight.dtype)
@@ -98,7 +102,7 @@ class Layer(nn.Module):
         self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
         self.attn = Attention(config, dtype, norm)
         self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = GatedMlp(config, dtype)
+        self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, config.hidden_size, dtype)
 
     def forward(self, x: Tensor, layer: int, history: History) -> Tensor:
         x = x + self.attn(self.input_layernorm(x), layer, history)
@@ -114,10 +118,10 @@ class DecoderLm(nn.Module):
         norm = FusedRMSNorm if flavour == "ort" else RMSNorm
         self.form, self.flavour = form, flavour
         self.repeat = config.heads // config.kv_heads
-        self.embed = Embedding(config.vocab_size, config.hidden_size, form.dtype)
+        self.embed = nn.Identity() if form.embeds else Embedding(config.vocab_size, config.hidden_size, form.dtype)
         self.layers = nn.ModuleList(Layer(config, form.dtype, norm) for _ in range(config.layers))
         self.norm = norm(config.hidden_size, config.rms_norm_eps)
-        self.head = Linear(config.hidden_size, form.head_rows, form.dtype)
+        self.head = Linear(config.hidden_size, form.head_rows, form.dtype) if form.head_rows else None
         # GroupQueryAttention wants its tables in the dtype of the queries.
         table = form.dtype if flavour == "ort" else torch.float32
         self.rotary = RotaryTables(form.max_context, config.head_dim, table)
@@ -126,13 +130,13 @@ class DecoderLm(nn.Module):
         """Run new tokens over a history.
 
         Args:
-            ids: [B, S] INT32.
+            ids: [B, S] INT32, or embeddings [B, S, d] FP32.
             positions: `logits_at` [B] INT32 unless logits are wanted everywhere; then, for the flavour `ort`, `lengths`
                 [B] INT32 and `total` [1] INT32.
             past: Key and value of every layer, see `cache`.
 
         Returns:
-            Logits [B, C] or [B, S, C] FP32, the probes, then what the history keeps.
+            Logits [B, C] or [B, S, C] FP32, the state [B, d] or [B, S, d] FP32, the probes, then what the history keeps.
         """
         history = self._history(ids.shape[1], positions, past)
         x = self.embed(ids)  # [B, S, d]
@@ -143,7 +147,8 @@ class DecoderLm(nn.Module):
         if self.form.logits == "one":
             rows = positions[0].to(torch.int64).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])  # [B, 1, d]
             hidden = torch.gather(hidden, 1, rows).squeeze(1)  # [B, d]
-        return [self.head(hidden), *probes, *history.kept]
+        results = [] if self.head is None else [self.head(hidden)]
+        return [*results, *([hidden] if self.form.state else []), *probes, *history.kept]
 
     def _history(self, new: int, positions: list[Tensor], past: list[Tensor]) -> History:
         if self.flavour == "ort":

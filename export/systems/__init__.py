@@ -8,11 +8,16 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.config_file import load_json
 from voxedge.export.checkpoint.moss_codec import MODEL_TYPES as CODEC_TYPES
+from voxedge.export.checkpoint.moss_config import MODEL_TYPES as MOSS_TTS
 from voxedge.export.config import ExportConfig
 from voxedge.export.exporter import ProgressCallback, export_plan
-from voxedge.export.systems import moe_tts, moss_codec
+from voxedge.export.systems import moe_tts, moss_codec, moss_tts
 
-PLANNERS = {"moe_tts": moe_tts.plan, **dict.fromkeys(CODEC_TYPES, moss_codec.plan)}
+PLANNERS = {
+    "moe_tts": moe_tts.plan,
+    **dict.fromkeys(MOSS_TTS, moss_tts.plan),
+    **dict.fromkeys(CODEC_TYPES, moss_codec.plan),
+}
 
 
 def export_checkpoint(
