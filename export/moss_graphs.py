@@ -17,7 +17,7 @@ from voxedge.export.assemble import GraphPlan, Profiles
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
 from voxedge.export.checkpoint.moss_tts import MossCheckpoint
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
-from voxedge.export.checkpoint.transforms import Reordered, Rows
+from voxedge.export.checkpoint.transforms import RotaryHalves, Rows
 from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Argument, Traced, trace
 from voxedge.export.modules.attention import rotary_tables
@@ -141,9 +141,7 @@ def depth_text_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig)
     if not isinstance(local, DepthConfig):
         raise CheckpointError("expected the local transformer v1: no other draws its text tokens by it")
     tracer = _DepthText(local, head.shape[1], head.shape[0], _dtype(config))
-    return _plan(
-        name, config, tracer, {**_depth(checkpoint), **_exit(checkpoint, "exit", 0), "head.weight": head}
-    )
+    return _plan(name, config, tracer, {**_depth(checkpoint), **_exit(checkpoint, "exit", 0), "head.weight": head})
 
 
 def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig, *, probe: bool = False) -> GraphPlan:
@@ -211,9 +209,9 @@ def _gpt(checkpoint: MossCheckpoint, local: GptConfig) -> dict[str, LazyTensor]:
     own = {"gate.weight": checkpoint.gate, "slot": Rows(checkpoint.text_table, slot, slot + 1)}
     if local.rope_base is None:
         return {**tensors, **own, "wpe": tensors["wpe.weight"]}
-    order = _halves(local)
-    rotated = {name: Reordered(tensor, order) for name, tensor in tensors.items() if ".attn.c_attn." in name}
     dim, positions = local.width // local.heads, len(checkpoint.config.codebooks) + 1
+    joint = {name: tensor for name, tensor in tensors.items() if ".attn.c_attn." in name}
+    rotated = {name: RotaryHalves(tensor, dim, 2 * local.width) for name, tensor in joint.items()}
     cos, sin = rotary_tables(dim, positions, local.rope_base)
     return {
         **tensors,
@@ -222,15 +220,3 @@ def _gpt(checkpoint: MossCheckpoint, local: GptConfig) -> dict[str, LazyTensor]:
         "rotary.cos": InMemory("rotary.cos", cos),
         "rotary.sin": InMemory("rotary.sin", sin),
     }
-
-
-def _halves(local: GptConfig) -> tuple[int, ...]:
-    """Order of the query and key rows in which the pairs that v1.5 interleaves become the two halves of a head.
-
-    Scores are sums over the channels of a head, so the same order in queries and keys changes nothing, and the one
-    rotary embedding does for both.
-    """
-    dim = local.width // local.heads
-    head = [*range(0, dim, 2), *range(1, dim, 2)]
-    moved = [start + row for start in range(0, 2 * local.width, dim) for row in head]
-    return (*moved, *range(2 * local.width, 3 * local.width))

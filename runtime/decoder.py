@@ -1,8 +1,9 @@
 """Run a causal decoder token by token over a cache that lives on the device.
 
 In: a loaded decoder graph of either flavour, a cache, new token ids or their embeddings. Out: logits or the state of
-the last position. The cache is never copied: ONNX Runtime's fused attention writes its rows in place, and the portable graph's new rows are bound at
-the cache's own address. Does not sample, does not know modalities or prompts; see `runtime.routing`.
+the last position. The cache is never copied: ONNX Runtime's fused attention writes its rows in place, and the portable
+graph's new rows are bound at the cache's own address. Does not sample, does not know modalities or prompts; see
+`runtime.routing`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Configuration of MOSS-TTS checkpoints: the delay model, and the local transformers v1 and v1.5.
 
-In: `config.json`. Out: frozen records with every size and id. The files do not say by name which model they are (delay and
-local v1 share their `model_type`), so fields that only one of them has decide. Does not read weights.
+In: `config.json`. Out: frozen records with every size and id. The files do not say by name which model they are (delay
+and local v1 share their `model_type`), so fields that only one of them has decide. Does not read weights.
 """
 
 from __future__ import annotations

@@ -210,43 +210,6 @@ class Zeros:
 
 
 @dataclass(frozen=True, slots=True)
-class Reordered:
-    """A tensor whose rows stand in another order."""
-
-    tensor: LazyTensor
-    """The source, [M, ...]."""
-    order: tuple[int, ...]
-    """Row i of the result is row order[i] of the source; every row once."""
-
-    def __post_init__(self) -> None:
-        if sorted(self.order) != list(range(self.tensor.shape[0])):
-            raise CheckpointError(f"{self.name}: expected an order of its {self.tensor.shape[0]} rows")
-
-    @property
-    def name(self) -> str:
-        """Name of the source."""
-        return self.tensor.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the source."""
-        return self.tensor.shape
-
-    @property
-    def dtype(self) -> str:
-        """Stored type of the source."""
-        return self.tensor.dtype
-
-    def blocks(self, max_bytes: int) -> Iterator[Block]:
-        """One row at a time; see `LazyTensor.blocks`."""
-        places = np.argsort(self.order)
-        for (rows, *rest), values in self.tensor.blocks(max_bytes):
-            for row in range(rows.start, rows.stop):
-                place = int(places[row])
-                yield (slice(place, place + 1), *rest), values[row - rows.start : row - rows.start + 1]
-
-
-@dataclass(frozen=True, slots=True)
 class Reshaped:
     """A tensor with axes of length 1 added or removed (the only reshape that block order cannot disturb)."""
 

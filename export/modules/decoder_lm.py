@@ -136,7 +136,8 @@ class DecoderLm(nn.Module):
             past: Key and value of every layer, see `cache`.
 
         Returns:
-            Logits [B, C] or [B, S, C] FP32, the state [B, d] or [B, S, d] FP32, the probes, then what the history keeps.
+            Logits [B, C] or [B, S, C] and the state [B, d] or [B, S, d], as far as the form has them, FP32; the probes,
+            then what the history keeps.
         """
         history = self._history(ids.shape[1], positions, past)
         x = self.embed(ids)  # [B, S, d]

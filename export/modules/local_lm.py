@@ -1,18 +1,21 @@
 """Local transformers of MOSS-TTS: from the backbone's state to all codes of one frame, unrolled over the channels.
 
-In: the state of one row, uniform numbers, penalties and the rules of drawing. Out: the codes of the frame, the embedding
-of the next row, and what decides whether to go on. One call makes a frame: nothing returns to the host between channels.
-v1 is the backbone's own layer without positions; v1.5 is GPT-2's block. Knows no prompts and no stop rules.
+In: the state of one row, uniform numbers, penalties and the rules of drawing. Out: the codes of the frame, the
+embedding of the next row, and what decides whether to go on. One call makes a frame: nothing returns to the host
+between channels. v1 is the backbone's own layer without positions; v1.5 is GPT-2's block. Knows no prompts and no stop
+rules.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
 
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
 from voxedge.export.modules.attention import RotaryTables, apply_rotary, attend, causal_mask
-from voxedge.export.modules.basic import Embedding, LayerNorm, Linear, RMSNorm, parameter
+from voxedge.export.modules.basic import Embedding, LayerNorm, Linear, RMSNorm, gelu, parameter
 from voxedge.export.modules.decoder_lm import GatedMlp, Layer
 from voxedge.export.modules.draw import DrawRules, draw
 
@@ -253,4 +256,6 @@ def _activate(x: Tensor, name: str) -> Tensor:
         return x * torch.sigmoid(x)
     if name == "relu":
         return torch.relu(x)
-    return nn.functional.gelu(x, approximate="none" if name == "gelu" else "tanh")
+    if name == "gelu":
+        return gelu(x)
+    return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x))))  # GPT-2's

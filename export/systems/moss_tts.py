@@ -54,9 +54,8 @@ def backbone_plan(checkpoint: MossCheckpoint, config: ExportConfig, **options: A
     The delay model's logits are one product: the two text tokens that can follow inside audio, then all channels.
     """
     head = delay_head(checkpoint) if checkpoint.config.kind == "delay" else None
-    return decoder_plan(
-        "backbone", checkpoint.backbone, DecoderOptions(**{"head": head, "embeds": True, "state": True, **options}), config
-    )
+    given = DecoderOptions(**{"head": head, "embeds": True, "state": True, **options})
+    return decoder_plan("backbone", checkpoint.backbone, given, config)
 
 
 def delay_head(checkpoint: MossCheckpoint) -> LazyTensor:

@@ -1,7 +1,7 @@
 """The graphs of one MOSS-TTS model over one cache: rows in, states and logits out.
 
-In: rows of a grid. Out: the backbone's state, its logits, and those of the text channel. Loads graphs when they are first
-needed; draws nothing.
+In: rows of a grid. Out: the backbone's state, its logits, and those of the text channel. Loads graphs when they are
+first needed; draws nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Prompts of MOSS-TTS: what the user wants, as rows of text tokens and codes.
 
 In: a `MossPrompt`: text, reference and prefix audio as codes, and the fields of the instruction. Out: a grid. The delay
-model and local v1 read a message as one text, v1.5 reads its pieces one by one, and that gives other tokens. What a user
-writes can never become a control token, and a placeholder within a field stays what it is.
+model and local v1 read a message as one text, v1.5 reads its pieces one by one, and that gives other tokens. What a
+user writes can never become a control token, and a placeholder within a field stays what it is.
 """
 
 from __future__ import annotations

@@ -55,10 +55,16 @@ class Rows:
         generate = {"delay": self._delay, "local": self._local, "local_v15": self._local_v15}
         yield from generate[self._model.settings.kind](prompt)
 
-    def _sampler(self, config: SamplingConfig, **options: object) -> Sampler:
+    def _sampler(
+        self,
+        config: SamplingConfig,
+        allowed: npt.NDArray[np.bool_] | None = None,
+        history: History | None = None,
+        stream: UniformSource | None = None,
+    ) -> Sampler:
         """A sampler that this module stops, by ids in ascending order as the references draw."""
         endless = replace(config, min_tokens=0, max_tokens=_ENDLESS)
-        return Sampler(endless, None, options.get("allowed"), self._stream, "id", options.get("history"))  # type: ignore[arg-type]
+        return Sampler(endless, None, allowed, stream or self._stream, "id", history)
 
     # the delay model
 
@@ -142,9 +148,7 @@ class Rows:
     def _local_v15(self, prompt: Grid) -> Iterator[Row]:
         model, ids = self._model, self._model.settings.ids
         gate_stream = _Held(self._stream)
-        gate = Sampler(
-            replace(_without_penalty(self._rules.text), min_tokens=0, max_tokens=_ENDLESS), None, None, gate_stream, "id"
-        )
+        gate = self._sampler(_without_penalty(self._rules.text), stream=gate_stream)
         draws = model.frame.draws(self._rules.audio, self._stream)
         model.append(model.embed(prompt))
         count, limit = 0, min(self._rules.max_frames, self._rules.max_rows)

@@ -39,6 +39,7 @@ class Recorded:
     used: int = 0
 
     def uniform(self) -> float:
+        """The next number."""
         self.used += 1
         return self.numbers[self.used - 1] if self.used <= len(self.numbers) else 0.0
 
@@ -56,6 +57,7 @@ class Case:
 
     @classmethod
     def open(cls, folder: Path, export: Export) -> Case:
+        """Read the recordings and export the graphs."""
         checkpoint = load_moss_tts(folder / "checkpoint")
         plans = {plan.name: plan for plan in graph_plans(checkpoint, CONFIG)}
         if "local_frame" in plans:  # with logits, to be compared
@@ -97,9 +99,11 @@ class Case:
         return MossPrompt(**fields), entry
 
     def codes(self, name: str) -> np.ndarray:
+        """Recorded codes [T, n]."""
         return self.arrays[name].astype(np.int32)
 
     def grid(self, name: str) -> Grid:
+        """Recorded rows of a prompt."""
         return self.arrays[f"prompt_{name}_input_ids"].astype(np.int32)
 
     def expected_rows(self, key: str) -> np.ndarray:

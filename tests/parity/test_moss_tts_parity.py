@@ -211,7 +211,7 @@ def test_delay_logits_along_greedy_traces(case: Case) -> None:
 
 
 def test_teacher_forced_logits(case: Case) -> None:
-    """Every position of the batch: the codes of the following row are forced by numbers in the middle of their share."""
+    """Every position of the batch: the next row's codes are forced by numbers in the middle of their share."""
     audio_name = next((name for name in ("tf_logits_audio", "tf_audio_logits") if name in case.arrays), None)
     if audio_name is None:
         pytest.skip("the delay model has no depth")
