@@ -86,12 +86,12 @@ class WatchedSampler(Sampler):
         self.__dict__.update(vars(sampler))
         self._draws = draws
 
-    def next(self, logits: Logits) -> int:
+    def next(self, logits: Logits, banned: Sequence[int] = ()) -> int:
         """Draw, or follow; see `Sampler.next`."""
         draws = self._draws
         draws.logits.append(logits.copy())
         if draws.forced is None:
-            token = super().next(logits)
+            token = super().next(logits, banned)
         elif len(draws.drawn) < len(draws.forced):
             token = draws.forced[len(draws.drawn)]
             self._record(token)
