@@ -42,6 +42,8 @@ class LoadOptions:
     """`staged` holds only the graphs of the stage that is running."""
     threads: int | None = None
     """CPU threads; None means the physical cores."""
+    codec: Path | None = None
+    """Bundle of the codec, for a system that has none of its own."""
     session_cache: bool = True
     """Keep graphs packed for this processor in the user's cache folder, see `engines.session_cache`."""
 
@@ -55,7 +57,7 @@ class GraphLoader:
         Raises:
             BackendUnavailableError: The backend that was asked for is not there.
         """
-        self.bundle = bundle
+        self.bundle, self.options = bundle, options
         self._source = _engine_source(bundle, options.backend)
         self.backend: Backend = choose_backend(options.backend) if self._source is None else self._source.flavour
         self._options = OrtOptions(device="cuda" if self.backend == "cuda" else "cpu", threads=options.threads)

@@ -18,6 +18,8 @@ class SynthesisConfig:
 
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How speech tokens are drawn."""
+    text_sampling: SamplingConfig | None = None
+    """How text tokens, or the decision to go on, are drawn where a system draws such; None for the bundle's own."""
     steps: int = 16
     """Solver steps of the decoder; more is slower and finer."""
     cfg_scale: float = 1.0

@@ -21,18 +21,21 @@ from voxedge.engines.errors import BundleError, InferenceError, VoxedgeError
 from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions, MemoryPlan
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing, check_audio
 from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.directions import NO_DIRECTIONS, Directions
 from voxedge.runtime.noise import fresh_seed
 from voxedge.runtime.prompt import Turn, check_text
 from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System, Utterance
 from voxedge.runtime.systems.moe_tts import MoeTts
 from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
+from voxedge.runtime.systems.moss import Moss
+from voxedge.runtime.systems.moss_settings import SYSTEM as MOSS_TTS
 from voxedge.runtime.text import split_text
 
 __all__ = ["Request", "SynthesisConfig", "Synthesizer", "built_in_voice"]
 
 logger = logging.getLogger(__name__)
 
-SYSTEMS: dict[str, Callable[[Bundle, GraphLoader], System]] = {MOE_TTS: MoeTts}
+SYSTEMS: dict[str, Callable[[Bundle, GraphLoader], System]] = {MOE_TTS: MoeTts, MOSS_TTS: Moss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Request:
     """Speech tokens to go on from; they are not heard again."""
     earlier: tuple[Turn, ...] = ()
     """The conversation before."""
+    directions: Directions = NO_DIRECTIONS
+    """Language, length, voice and more, where the system follows such."""
 
 
 @dataclass(slots=True)
@@ -157,6 +162,7 @@ class Synthesizer:
         config: SynthesisConfig | None = None,
         speech_prompt: Sequence[int] = (),
         earlier: Sequence[Turn] = (),
+        directions: Directions = NO_DIRECTIONS,
     ) -> Audio:
         """Speak a text.
 
@@ -167,12 +173,13 @@ class Synthesizer:
             config: Options; None for the bundle's own.
             speech_prompt: Speech tokens to go on from.
             earlier: The conversation before.
+            directions: Language, length, voice and more, where the system follows such.
 
         Raises:
             InputError: The text or an option cannot be used.
             InferenceError: A graph failed, or what it gave is no audio.
         """
-        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier))
+        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier), directions)
         return self._whole(request, fresh_seed() if seed is None else seed)
 
     def stream(
@@ -184,6 +191,7 @@ class Synthesizer:
         config: SynthesisConfig | None = None,
         speech_prompt: Sequence[int] = (),
         earlier: Sequence[Turn] = (),
+        directions: Directions = NO_DIRECTIONS,
     ) -> Iterator[AudioChunk]:
         """Speak a text, giving audio while it is being made; closing the iterator ends the work.
 
@@ -192,7 +200,7 @@ class Synthesizer:
         config = config or self.default_config
         if config.window_s is None:
             config = dataclasses.replace(config, window_s=self._system.stream_window_s)
-        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier))
+        request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier), directions)
         return self._chunks(request, fresh_seed() if seed is None else seed, _Progress(time.perf_counter()))
 
     def synthesize_batch(self, requests: Iterable[Request]) -> Iterator[Audio | VoxedgeError]:
@@ -222,16 +230,23 @@ class Synthesizer:
         """Chunks of all pieces of a text; every one is checked before it is given."""
         config = request.config or self.default_config
         first = Utterance(
-            check_text(request.text), config, seed, request.description, 0, request.speech_prompt, request.earlier
+            text=check_text(request.text),
+            config=config,
+            seed=seed,
+            description=request.description,
+            speech_prompt=request.speech_prompt,
+            earlier=request.earlier,
+            directions=request.directions,
         )
         texts = split_text(request.text, *self._system.budget(first))
         reason: FinishReason = "stop"
         index, heard = 0, False
         for number, text in enumerate(texts):
             prompt = request.speech_prompt if not number else ()
-            utterance = dataclasses.replace(first, text=text, index=number, speech_prompt=prompt)
+            share = _share(texts, number)
+            utterance = dataclasses.replace(first, text=text, index=number, speech_prompt=prompt, share=share)
             for piece in self._system.utter(utterance, progress.watch):
-                samples = self._with_pause(piece, config, number + 1 < len(texts))
+                samples = self._with_pause(piece, config, number + 1 < len(texts) and not request.directions.is_timed)
                 heard = not check_audio(samples).silent or heard
                 if piece.finish_reason == "length":
                     reason = "length"
@@ -250,6 +265,12 @@ class Synthesizer:
             return piece.samples
         pause = np.zeros((round(config.sentence_pause_s * self.sample_rate), self.channels), np.float32)
         return np.concatenate([piece.samples, pause])
+
+
+def _share(texts: Sequence[str], number: int) -> tuple[float, float]:
+    """Where a piece begins and ends in the whole text."""
+    ends = [sum(map(len, texts[:count])) for count in (number, number + 1, len(texts))]
+    return ends[0] / ends[2], ends[1] / ends[2]
 
 
 def built_in_voice() -> Path:

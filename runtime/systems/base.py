@@ -5,18 +5,21 @@ In: an `Utterance`. Out: `Piece`s as they are made. Only types; no system is imp
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from voxedge.runtime.audio import FinishReason
 from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.directions import NO_DIRECTIONS, Directions
 from voxedge.runtime.prompt import Turn
 
 Samples = npt.NDArray[np.float32]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,10 @@ class Utterance:
     """Speech tokens to go on from; they are heard by the model and not by the listener."""
     earlier: tuple[Turn, ...] = ()
     """The conversation before."""
+    directions: Directions = NO_DIRECTIONS
+    """What else the request asks for."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Where this piece begins and ends in the whole text, as parts of its length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,3 +94,18 @@ class System(Protocol):
 
     def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:
         """Speak one utterance; the last piece has a finish reason."""
+
+
+def timed(items: Iterator[_Item], stage: str, watch: Stopwatch, *inner: str) -> Iterator[_Item]:
+    """Pass items on and add the time that making them took, without that of the stages inside."""
+    while True:
+        started = time.perf_counter()
+        before = sum(watch.stages_s.get(name, 0.0) for name in inner)
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            spent = time.perf_counter() - started
+            watch.add(stage, spent - sum(watch.stages_s.get(name, 0.0) for name in inner) + before)
+        yield item

@@ -6,11 +6,9 @@ them become latents, and latents become samples as far as the vocoder's reach al
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +27,12 @@ from voxedge.runtime.routing import SPEECH, TEXT, RoutedDecoder
 from voxedge.runtime.sampling import Sampler
 from voxedge.runtime.schedules import NoiseSchedule
 from voxedge.runtime.solvers import SolverConfig
-from voxedge.runtime.systems.base import Piece, Stopwatch, Utterance
+from voxedge.runtime.systems.base import Piece, Stopwatch, Utterance, timed
 from voxedge.runtime.systems.moe_tts_settings import DiffusionSettings, MoeTtsSettings, VocoderSettings
 from voxedge.runtime.tokenizer import ChatTokenizer, Run
 from voxedge.runtime.windows import Window, WindowCutter, WindowPlan
 
 Array = npt.NDArray[np.float32]
-_Item = TypeVar("_Item")
 
 CONDITIONER, DENOISER, VOCODER = "speech_conditioner", "dit", "vae_decoder"
 _BEFORE_VOCODER = ("language model", "diffusion decoder")
@@ -115,6 +112,11 @@ class MoeTts:
         Raises:
             InputError: The text or the speech prompt cannot be used.
         """
+        if utterance.directions.given():
+            raise InputError(
+                f"expected text and a description, found {', '.join(utterance.directions.given())}: MoE-TTS follows no "
+                "such directions; leave them out"
+            )
         template = self.settings.prompt.user_template
         user = fill_template(template, description=utterance.description, text=utterance.text)
         turns = [*utterance.earlier, Turn("user", user if utterance.description else user.strip("\n"))]
@@ -130,14 +132,14 @@ class MoeTts:
     def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:
         """Speak one utterance; see `System.utter`."""
         sampler = self._sampler(utterance)
-        drawn = _timed(self.tokens(utterance, sampler), "language model", watch)
+        drawn = timed(self.tokens(utterance, sampler), "language model", watch)
         if self._loader.staged:
             drawn = iter(list(drawn))
             self._model = RoutedDecoder(self._loader.load)  # drops the bindings, so that the engines can go
             self._loader.release(TEXT, SPEECH)
         tokens = list(utterance.speech_prompt)
-        latents = _timed(self._latents(utterance, tokens, drawn), "diffusion decoder", watch, "language model")
-        for samples, final in _timed(self._audio(utterance, latents), "vocoder", watch, *_BEFORE_VOCODER):
+        latents = timed(self._latents(utterance, tokens, drawn), "diffusion decoder", watch, "language model")
+        for samples, final in timed(self._audio(utterance, latents), "vocoder", watch, *_BEFORE_VOCODER):
             if final:
                 self._loader.release(CONDITIONER, DENOISER, VOCODER)
             reason = sampler.finish_reason if final else None
@@ -233,18 +235,3 @@ class MoeTts:
         scaled = np.ascontiguousarray(latents[None] * np.float32(self._vocoder.scale))  # [1, C, T]
         audio: Array = self._loader.load(VOCODER).run({"latents": scaled})["audio"][0]
         return audio
-
-
-def _timed(items: Iterator[_Item], stage: str, watch: Stopwatch, *inner: str) -> Iterator[_Item]:
-    """Pass items on and add the time that making them took, without that of the stages inside."""
-    while True:
-        started = time.perf_counter()
-        before = sum(watch.stages_s.get(name, 0.0) for name in inner)
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        finally:
-            spent = time.perf_counter() - started
-            watch.add(stage, spent - sum(watch.stages_s.get(name, 0.0) for name in inner) + before)
-        yield item

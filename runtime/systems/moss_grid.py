@@ -15,6 +15,8 @@ from voxedge.runtime.systems.moss_settings import MossSettings
 
 Grid = npt.NDArray[np.int32]
 """[S, 1 + n]: text token, then a code or the pad code for each audio channel."""
+Row = npt.NDArray[np.int32]
+"""[1 + n]: one of a grid."""
 Frames = npt.NDArray[np.int32]
 """[T, n]: codes of each frame."""
 

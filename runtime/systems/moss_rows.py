@@ -15,11 +15,9 @@ import numpy.typing as npt
 from voxedge.runtime.audio import FinishReason
 from voxedge.runtime.sampling import Sampler, SamplingConfig, UniformSource
 from voxedge.runtime.systems.moss_delay import DelayMachine
-from voxedge.runtime.systems.moss_grid import Grid
+from voxedge.runtime.systems.moss_grid import Grid, Row
 from voxedge.runtime.systems.moss_model import MossModel
 from voxedge.runtime.vocabulary import History
-
-Row = npt.NDArray[np.int32]
 
 _ENDLESS = 2**31 - 1
 _GO_ON, _STOP = 0, 1
@@ -71,13 +69,14 @@ class Rows:
     def _delay(self, prompt: Grid) -> Iterator[Row]:
         model, settings = self._model, self._model.settings
         machine = DelayMachine.after(prompt, settings.ids)
-        spoken = machine.length - 1 if machine.in_audio else 0
+        spoken = 0
         pair = self._sampler(_without_penalty(self._rules.text))
         allowed = np.ones(settings.vocabulary, np.bool_)
         allowed[list(machine.outside())] = False
         words = self._sampler(_without_penalty(self._rules.text), allowed=allowed)
         voices = self._channel_samplers(prompt)
         logits = model.append(model.embed(prompt))
+        most = self._rules.max_frames
         for count in range(self._rules.max_rows):
             token = self._text_token(machine, logits, pair, words, spoken)
             row = np.full(1 + machine.channels, settings.pad_code, np.int32)
@@ -88,8 +87,9 @@ class Rows:
             machine.advance(token)
             spoken += token == settings.ids.gen_slot
             yield row
-            if token == settings.ids.im_end or count + 1 == self._rules.max_rows:
-                self.finish_reason = "stop" if token == settings.ids.im_end else "length"
+            ended = token == settings.ids.im_end
+            if ended or count + 1 == self._rules.max_rows or (spoken >= most and token == settings.ids.audio_end):
+                self.finish_reason = "stop" if ended and spoken < most else "length"
                 return
             logits = model.append(model.embed(row[None]))
 

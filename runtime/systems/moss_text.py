@@ -66,12 +66,12 @@ _REPEATS = tuple(
 
 
 def normalise_text(text: str) -> str:
-    """Normalise.
+    r"""Normalise.
 
     Example:
         >>> normalise_text("Hello,   world!!!")
         'Hello, world！'
-        >>> normalise_text("- item one\\n- item two")
+        >>> normalise_text("- item one\n- item two")
         'item one。item two'
     """
     kept: list[str] = []
