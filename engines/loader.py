@@ -42,10 +42,10 @@ class LoadOptions:
     """`staged` holds only the graphs of the stage that is running."""
     threads: int | None = None
     """CPU threads; None means the physical cores."""
-    codec: Path | None = None
-    """Bundle of the codec, for a system that has none of its own."""
     session_cache: bool = True
     """Keep graphs packed for this processor in the user's cache folder, see `engines.session_cache`."""
+    codec: Path | None = None
+    """Bundle of the codec, for a system that has none of its own."""
 
 
 class GraphLoader:

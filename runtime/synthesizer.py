@@ -17,9 +17,10 @@ from types import TracebackType
 import numpy as np
 
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, InferenceError, VoxedgeError
+from voxedge.engines.errors import BundleError, InferenceError, InputError, VoxedgeError
 from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions, MemoryPlan
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing, check_audio
+from voxedge.runtime.codec import Codec
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.directions import NO_DIRECTIONS, Directions
 from voxedge.runtime.noise import fresh_seed
@@ -97,6 +98,7 @@ class Synthesizer:
         memory: MemoryPlan = "auto",
         threads: int | None = None,
         session_cache: bool = True,
+        codec: str | Path | None = None,
     ) -> Synthesizer:
         """Open a bundle; its graphs are loaded when they are first needed (see `warmup`).
 
@@ -107,6 +109,7 @@ class Synthesizer:
             threads: CPU threads; None for the physical cores.
             session_cache: Keep large quantised graphs packed for this processor in the user's cache folder: made at
                 the first load, mapped instead of held in memory from then on.
+            codec: Bundle of the codec, for a system without one of its own; None for the one beside it.
 
         Raises:
             MissingResourceError: There is no such bundle.
@@ -114,7 +117,8 @@ class Synthesizer:
             BackendUnavailableError: The backend is not there.
         """
         bundle = Bundle.open(built_in_voice() if path is None else path)
-        return cls(bundle, LoadOptions(backend, memory, threads, session_cache))
+        chosen = None if codec is None else Path(codec)
+        return cls(bundle, LoadOptions(backend, memory, threads, session_cache, chosen))
 
     def __enter__(self) -> Synthesizer:
         return self
@@ -138,6 +142,20 @@ class Synthesizer:
     def backend(self) -> str:
         """What really runs the graphs: `cpu` or `cuda`."""
         return self._loader.backend
+
+    @property
+    def codec(self) -> Codec:
+        """What makes codes of recordings and sound of codes.
+
+        Raises:
+            InputError: The system speaks without codes.
+            MissingResourceError: The codec's bundle was not found.
+        """
+        if not isinstance(self._system, Moss):
+            raise InputError(
+                f"expected a system that speaks in codes, found {self.bundle.manifest.system}; it takes no recordings"
+            )
+        return self._system.codec
 
     @property
     def default_config(self) -> SynthesisConfig:

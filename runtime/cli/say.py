@@ -14,6 +14,7 @@ from voxedge.engines.errors import BundleError, InputError, MissingResourceError
 from voxedge.engines.files import read_json
 from voxedge.runtime.cli.common import UsageError, Verbs, whole
 from voxedge.runtime.cli.console import Console
+from voxedge.runtime.cli.directions import add_direction_flags, directions
 from voxedge.runtime.cli.synthesis import CUT, add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
 from voxedge.runtime.cli.text import bundle_and_text
 
@@ -38,6 +39,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--stream", action="store_true", help="tell about every piece of audio as it is made")
     parser.add_argument("--speech-tokens", type=Path, metavar="FILE", help="speech prompt: a JSON list of token ids")
     add_voice_flags(parser)
+    add_direction_flags(parser)
     add_engine_flags(parser)
     parser.set_defaults(run=run)
 
@@ -52,11 +54,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.file != RAW:
         check_output(Path(arguments.file), arguments.force)
     bundle, text = bundle_and_text(arguments)
+    asked = directions(arguments)
     prompt = () if arguments.speech_tokens is None else read_tokens(arguments.speech_tokens)
     with open_synthesizer(bundle, arguments, console) as synthesizer:
         seed = fresh_seed() if arguments.seed is None else arguments.seed
         config = synthesis_config(synthesizer, arguments)
-        request = speak.Request(text, arguments.description, seed, config, prompt)
+        request = speak.Request(text, arguments.description, seed, config, prompt, asked)
         if arguments.file == RAW:
             speak.speak_raw(synthesizer, request, arguments.rate, console)
             return 0

@@ -21,6 +21,7 @@ from voxedge.runtime.audio import Audio, Timing, resample
 from voxedge.runtime.audio_files import to_pcm16
 from voxedge.runtime.cli.console import Console
 from voxedge.runtime.cli.synthesis import CUT
+from voxedge.runtime.directions import NO_DIRECTIONS, Directions
 
 if TYPE_CHECKING:
     from voxedge.runtime.audio import AudioChunk
@@ -41,6 +42,8 @@ class Request:
     """How to draw and solve."""
     speech_prompt: tuple[int, ...] = ()
     """Speech tokens to continue."""
+    directions: Directions = NO_DIRECTIONS
+    """Language, length, voice and more."""
 
     def audio(self, synthesizer: Synthesizer) -> Audio:
         """All of it."""
@@ -50,6 +53,7 @@ class Request:
             seed=self.seed,
             config=self.config,
             speech_prompt=self.speech_prompt,
+            directions=self.directions,
         )
 
     def stream(self, synthesizer: Synthesizer) -> Iterator[AudioChunk]:
@@ -60,6 +64,7 @@ class Request:
             seed=self.seed,
             config=self.config,
             speech_prompt=self.speech_prompt,
+            directions=self.directions,
         )
 
 

@@ -28,6 +28,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="only auto may fall back, and it says so")
     group.add_argument("--memory", choices=("auto", "resident", "staged"), default="auto", help="staged: one at a time")
+    group.add_argument("--codec", type=Path, metavar="DIR", help="bundle of the codec, unless it lies beside the other")
     group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads")
     group.add_argument("--no-session-cache", action="store_true", help="keep no graphs packed for this processor")
 
@@ -42,6 +43,7 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--solver", choices=SOLVERS, help="of the diffusion decoder")
     group.add_argument("--window", type=number(0.1, 600.0), metavar="S", help="of speech that is decoded at once")
     group.add_argument("--temperature", type=number(0.0, 100.0), metavar="X")
+    group.add_argument("--text-temperature", type=number(0.0, 100.0), metavar="X", help="of what is not spoken")
     group.add_argument("--top-k", type=whole(0), metavar="N", help="0: all")
     group.add_argument("--top-p", type=number(0.0, 1.0), metavar="X", help="1: all")
     group.add_argument("--repetition-penalty", type=number(0.0, 100.0), metavar="X", help="1: none")
@@ -61,6 +63,7 @@ def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console
         memory=arguments.memory,
         threads=arguments.threads,
         session_cache=not arguments.no_session_cache,
+        codec=arguments.codec,
     )
     if synthesizer.bundle.manifest.note:
         console.warn(synthesizer.bundle.manifest.note)
@@ -84,6 +87,10 @@ def synthesis_config(synthesizer: Synthesizer, arguments: argparse.Namespace) ->
     if arguments.greedy:
         given["temperature"] = 0.0
     changes: dict[str, Any] = {"sampling": dataclasses.replace(base.sampling, **given)}
+    if arguments.text_temperature is not None:
+        if base.text_sampling is None:
+            raise UsageError("expected no --text-temperature: this system draws nothing besides its speech")
+        changes["text_sampling"] = dataclasses.replace(base.text_sampling, temperature=arguments.text_temperature)
     for field, flag in (("steps", "steps"), ("cfg_scale", "cfg"), ("solver", "solver"), ("window_s", "window")):
         if getattr(arguments, flag) is not None:
             changes[field] = getattr(arguments, flag)

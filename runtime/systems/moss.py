@@ -171,7 +171,7 @@ class Moss:
     @property
     def frame_rate(self) -> float:
         """Frames per second."""
-        return self.settings.frame_rate if self._codec is None else self._codec.frame_rate
+        return self.codec.frame_rate
 
     def _longest(self, utterance: Utterance) -> int:
         exact = self._exact(utterance)
@@ -227,7 +227,7 @@ class Moss:
             yield from collector.push(row)
         collector.finish_reason = rows.finish_reason if self._exact(utterance) is None else "stop"
         if utterance.index == 0:
-            self._first_piece = collector.spoken()[: round(REFERENCE_S * self.frame_rate)]
+            self._first_piece = collector.spoken()[: round(REFERENCE_S * self.settings.frame_rate)]
 
     def _pieces(self, utterance: Utterance, frames: Iterator[Frames], collector: FrameCollector) -> Iterator[Piece]:
         """Sound of chunks that grow from one frame to `LARGEST_CHUNK`, without that of the prefix."""

@@ -145,23 +145,27 @@ def test_sampled_traces_with_recorded_numbers(case: Case) -> None:
         text, audio = case.sampling(setting)
         for key, name in case.traces(f"sampled_{setting}"):
             numbers = Recorded([float(number) for number in case.arrays[f"{key}_uniforms"]])
-            rules = RowRules(text, audio, max_rows=max(1, len(case.expected_rows(key))))
-            stopped = assert_trace(case, model, key, name, rules, numbers)
-            if case.settings.kind != "local_v15":
-                assert numbers.used == len(numbers.numbers), key
-            else:  # the codes of the frame that is not spoken are drawn in the same call as the gate
-                unspoken = case.settings.channels if stopped else 0
-                assert numbers.used in (len(numbers.numbers), len(numbers.numbers) + unspoken), key
+            rows = len(case.expected_rows(key))
+            # v1.5 draws the codes of a frame in the same call as the decision that it will not be spoken.
+            stops = case.settings.kind == "local_v15" and len(numbers.numbers) > rows * (1 + case.settings.channels)
+            rules = RowRules(text, audio, max_rows=rows + stops)
+            assert_trace(case, model, key, name, rules, numbers)
+            assert numbers.used == len(numbers.numbers) + stops * case.settings.channels, key
 
 
-def assert_trace(case: Case, model: MossModel, key: str, name: str, rules: RowRules, numbers: Recorded) -> bool:
-    """The rows are the recorded ones; gives whether the model stopped by itself."""
+def assert_trace(case: Case, model: MossModel, key: str, name: str, rules: RowRules, numbers: Recorded) -> None:
+    """The rows are the recorded ones, and no others follow unless they were not asked for."""
     prompt, expected = case.grid(name), case.expected_rows(key)
     model.start(len(prompt) + len(expected) + 1, rules.channels)
     rows = Rows(model, rules, numbers)
     found = np.array(list(rows.after(prompt))).reshape(-1, prompt.shape[1])
     np.testing.assert_array_equal(found, expected, err_msg=key)
-    return rows.finish_reason == "stop"
+    assert rows.finish_reason == ("length" if len(found) == rules.max_rows and not_the_end(case, found) else "stop")
+
+
+def not_the_end(case: Case, rows: np.ndarray) -> bool:
+    ends = {"delay": case.settings.ids.im_end, "local": case.settings.ids.audio_end, "local_v15": -1}
+    return bool(rows[-1, 0] != ends[case.settings.kind])
 
 
 def test_logits_along_greedy_traces(case: Case) -> None:
