@@ -31,12 +31,14 @@ class Watched:
 
 
 def watched_values(model: onnx.ModelProto) -> list[Watched]:
-    """What enters a product with weights, and the rows that go to a cache, each once, in the order of the graph."""
+    """What enters a product with weights, what a Conv gives, and the rows that go to a cache, each once."""
     weights = {item.name for item in model.graph.initializer}
     found: dict[str, Watched] = {}
     for node in model.graph.node:
         if node.op_type in PRODUCTS and node.input[1] in weights and node.input[0] not in weights:
             found.setdefault(node.input[0], Watched(node.input[0], PRODUCTS[node.op_type]))
+            if node.op_type == "Conv":  # ONNX Runtime's integer convolution wants a range for its result
+                found.setdefault(node.output[0], Watched(node.output[0], 1))
     for value in model.graph.output:
         if value.name.startswith(NEW):
             found[value.name] = Watched(value.name, -1, heads=True)

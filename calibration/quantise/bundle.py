@@ -7,6 +7,7 @@ One graph is in work at a time and weights are streamed, so the memory needed do
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -15,13 +16,19 @@ from pathlib import Path
 from voxedge.calibration.graph_files import read_model, save_models, stored_sources
 from voxedge.calibration.lint import require_portable
 from voxedge.calibration.quantise.config import QuantiseConfig
+from voxedge.calibration.quantise.cpu_form import CpuChoice, choose_cpu_form
 from voxedge.calibration.quantise.graph import EditedGraph, opset_of
+from voxedge.calibration.quantise.notes import REPORT, GraphNotes, write_notes
 from voxedge.calibration.quantise.plan import PrecisionMap, WeightedNode, plan_layers
+from voxedge.calibration.quantise.smooth import Smoothing
+from voxedge.calibration.quantise.static import PORTABLE, CpuForm, Form, form_of_layers, ort_form, quantise_activations
 from voxedge.calibration.quantise.weight_only import layer_spec, store_weights
 from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import ConfigError, InputError
 from voxedge.engines.manifest import Flavour, GraphSpec, LayerSpec, Manifest, ManifestDraft
+
+_log = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done and how much there is, in bytes."""
@@ -64,9 +71,13 @@ def quantise_bundle(
     needed = sum(bundle.manifest.files[graph.data].size for graph in bundle.manifest.graphs)
     with BundleWriter(output, config.overwrite, needed) as writer:
         specs: list[GraphSpec] = []
+        notes: list[GraphNotes] = []
         for name in dict.fromkeys(graph.name for graph in bundle.manifest.graphs):
-            specs += _write_graph(bundle, writer, name, plans[name], config, statistics, report)
-        kept = {path for graph in bundle.manifest.graphs for path in (graph.path, graph.data)}
+            written, note = _write_graph(bundle, writer, name, plans[name], config, statistics, report)
+            specs += written
+            notes.append(note)
+        write_notes(writer.path(REPORT), config, statistics, notes)
+        kept = {path for graph in bundle.manifest.graphs for path in (graph.path, graph.data)} | {REPORT}
         for relative in bundle.manifest.files:
             if relative not in kept:
                 shutil.copyfile(bundle.path(relative), writer.path(relative))
@@ -80,24 +91,45 @@ def layers_of(bundle: Bundle) -> dict[str, tuple[WeightedNode, ...]]:
 
 
 def quantise_graph(
-    graph: EditedGraph, layers: PrecisionMap, config: QuantiseConfig, statistics: Statistics | None
-) -> dict[str, LayerSpec]:
+    graph: EditedGraph,
+    layers: PrecisionMap,
+    config: QuantiseConfig,
+    statistics: Statistics | None,
+    cpu_form: CpuForm = "integer",
+) -> tuple[dict[str, LayerSpec], list[Smoothing]]:
     """Rewrite one graph in place.
 
     Returns:
-        What became of every layer, by node path.
+        What became of every layer, by node path, and of every activation that could be smoothed.
+
+    Raises:
+        InputError: There are layers at `int8`, and no statistics of what enters them.
     """
     specs = {node.path: layer_spec(node, layers[node.path], config) for node in graph.weighted_nodes()}
-    unsupported = [path for path, spec in specs.items() if spec.precision == "int8"]
-    if unsupported:
-        raise ConfigError(f"{graph.name}: INT8 activations are not there yet, found {unsupported[0]}")
+    smoothed: list[Smoothing] = []
+    if has_int8(layers):
+        if statistics is None:
+            raise InputError(
+                "expected statistics of the activations for int8, found none; run `voxedge calibrate BUNDLE -o FILE` "
+                "and give the file with --statistics"
+            )
+        forms: dict[Flavour, Form] = {"portable": PORTABLE, "ort": ort_form(cpu_form)}
+        smoothed = quantise_activations(graph, specs, statistics, config, forms)
     store_weights(graph, specs)
-    return specs
+    return specs, smoothed
 
 
-def _open(bundle: Bundle, name: str) -> EditedGraph:
+def has_int8(layers: PrecisionMap) -> bool:
+    """Whether some layer of a graph has INT8 activations."""
+    return "int8" in layers.values()
+
+
+def _open(bundle: Bundle, name: str, add_ort: bool = False) -> EditedGraph:
+    """All flavours of a graph, and one more where ONNX Runtime shall have its own."""
     specs = [graph for graph in bundle.manifest.graphs if graph.name == name]
     models = {spec.flavour: read_model(bundle.graph_path(spec)) for spec in specs}
+    if add_ort:
+        models["ort"] = read_model(bundle.graph_path(specs[0]))
     return EditedGraph(name, models, stored_sources(models.values(), bundle.data_path(specs[0])))
 
 
@@ -109,11 +141,17 @@ def _write_graph(
     config: QuantiseConfig,
     statistics: Statistics | None,
     report: ProgressCallback,
-) -> list[GraphSpec]:
-    graph = _open(bundle, name)
-    paths = {flavour: {node.name for node in model.graph} for flavour, model in graph.models.items()}
+) -> tuple[list[GraphSpec], GraphNotes]:
     specs = [spec for spec in bundle.manifest.graphs if spec.name == name]
-    formats = quantise_graph(graph, layers, config, statistics)
+    choice: CpuChoice | None = None
+    if statistics is not None and has_int8(layers) and len(specs) == 1:
+        choice = _cpu_choice(bundle, specs[0], layers, config, statistics)
+        specs.append(dataclasses.replace(specs[0], flavour="ort", path=f"graphs/{name}.ort.onnx"))
+    graph = _open(bundle, name, choice is not None)
+    paths = {flavour: {node.name for node in model.graph} for flavour, model in graph.models.items()}
+    nodes = graph.weighted_nodes()
+    form: CpuForm = choice.form if choice else ("float" if config.cpu_form == "float" else "integer")
+    formats, smoothed = quantise_graph(graph, layers, config, statistics, form)
     done, total = 0, bundle.manifest.files[specs[0].data].size
 
     def progress(count: int) -> None:
@@ -124,11 +162,32 @@ def _write_graph(
     report(name, 0, total)
     targets = {writer.path(spec.path): graph.models[spec.flavour] for spec in specs}
     save_models(targets, graph.sources, writer.path(specs[0].data), progress)
-    written = [rounded_spec(spec, graph, formats, paths, config) for spec in specs]
+    by_flavour: dict[Flavour, dict[str, LayerSpec]] = {"portable": formats, "ort": form_of_layers(formats, nodes, form)}
+    written = [rounded_spec(spec, graph, by_flavour[spec.flavour], paths, config) for spec in specs]
     for spec in written:
         if spec.flavour == "portable":
             require_portable(writer.path(spec.path), spec)
-    return written
+    return written, GraphNotes(name, choice, tuple(smoothed))
+
+
+def _cpu_choice(
+    bundle: Bundle, spec: GraphSpec, layers: PrecisionMap, config: QuantiseConfig, statistics: Statistics
+) -> CpuChoice:
+    """How the CPU will compute a graph that exists once; says so where INT8 loses."""
+    if config.cpu_form != "auto":
+        return CpuChoice(config.cpu_form, measured=False)
+    plain = dataclasses.replace(config, smooth=False)  # the same work for the processor
+
+    def write(folder: Path, form: CpuForm) -> Path:
+        graph = _open(bundle, spec.name, add_ort=True)
+        quantise_graph(graph, layers, plain, statistics, form)
+        path = folder / "graph.onnx"
+        save_models({path: graph.models["ort"]}, graph.sources, folder / "graph.data", lambda count: None)
+        return path
+
+    choice = choose_cpu_form(bundle, spec, statistics, write)
+    _log.log(logging.WARNING if choice.form == "float" else logging.INFO, "%s", choice.sentence(spec.name))
+    return choice
 
 
 def rounded_spec(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from voxedge.calibration.quantise.plan import LayerPrecision, Rule
+from voxedge.calibration.quantise.ranges import METHODS, RangeMethod
 from voxedge.engines.errors import ConfigError
 
 QuantisedPrecision = Literal["int8", "int8-weight", "int4-weight", "mixed"]
@@ -33,12 +34,20 @@ class QuantiseConfig:
     """Precisions of layers by node path."""
     base: LayerPrecision = "int8-weight"
     """For `mixed`: what layers get that no rule names."""
+    ranges: RangeMethod = "mse"
+    """Where activations of `int8` layers are clipped."""
+    smooth: bool = True
+    """Whether outliers of such activations are moved into weights (SmoothQuant)."""
+    cpu_form: Literal["auto", "integer", "float"] = "auto"
+    """How ONNX Runtime's CPU computes `int8` graphs that exist once; `auto` measures both and keeps the faster."""
     overwrite: bool = False
     """Replace an existing bundle."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"expected --precision among {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.ranges not in METHODS:
+            raise ConfigError(f"expected --ranges among {', '.join(METHODS)}, found {self.ranges!r}")
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"expected --block among {', '.join(map(str, BLOCK_SIZES))}, found {self.block_size}")
 

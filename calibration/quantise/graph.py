@@ -31,6 +31,7 @@ _TYPES = {
     "float16": ir.DataType.FLOAT16,
     "int32": ir.DataType.INT32,
     "int8": ir.DataType.INT8,
+    "uint8": ir.DataType.UINT8,
     "int4": ir.DataType.INT4,
 }
 
@@ -111,25 +112,26 @@ def add_constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
 
 
 def new_node(
-    before: ir.Node,
+    place: ir.Node,
     operator: str,
     inputs: list[ir.Value],
     dtype: str,
     shape: ir.Shape | None,
     attributes: Mapping[str, int] | None = None,
+    after: bool = False,
 ) -> ir.Value:
-    """Insert a node of ONNX before another one, named by the other's path; gives its output."""
-    model_graph = before.graph
+    """Insert a node of ONNX before another one, or after it, named by the other's path; gives its output."""
+    model_graph = place.graph
     if model_graph is None:
-        raise ExportError(f"expected {before.name} in a graph")
-    path = str(before.name).rpartition("/")[0]
+        raise ExportError(f"expected {place.name} in a graph")
+    path = str(place.name).rpartition("/")[0]
     taken = {node.name for node in model_graph if (node.name or "").startswith(path)}
     stem = f"{path}/{operator}"
     name = next(name for name in (stem, *(f"{stem}_{n}" for n in range(1, len(taken) + 2))) if name not in taken)
     node = ir.node(operator, inputs, attributes, name=name)
     output = node.outputs[0]
     output.name, output.shape, output.type = f"{name}:0", shape, ir.TensorType(_TYPES[dtype])
-    model_graph.insert_before(before, node)
+    (model_graph.insert_after if after else model_graph.insert_before)(place, node)
     return output
 
 

@@ -52,7 +52,7 @@ class Rounding:
         nodes = self._nodes[graph.name] = graph.weighted_nodes()
         paths = {flavour: {node.name for node in model.graph} for flavour, model in graph.models.items()}
         layers = plan_graph(graph.name, nodes, self.config.default_layer, self.config.rules)
-        return RoundedGraph(graph, quantise_graph(graph, layers, self.config, None), paths, self.config)
+        return RoundedGraph(graph, quantise_graph(graph, layers, self.config, None)[0], paths, self.config)
 
     def finish(self) -> None:
         """To be called after the last graph.

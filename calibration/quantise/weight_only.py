@@ -63,7 +63,7 @@ def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
                 if found.operator == "Gather":
                     store_table(graph, model, node, found)
                 else:
-                    _store_matrix(graph, model, node, found, spec)
+                    store_matrix(graph, model, node, found, spec)
             elif spec.precision == "fp16" and found.stored == "fp32":
                 _store_half(graph, model, node, found)
     graph.drop_unused()
@@ -88,7 +88,8 @@ def rounded_weight(graph: EditedGraph, model: ir.Model, node: WeightedNode, grid
     return add_initialiser(model, name, f"int{grid.bits}", node.shape), scale
 
 
-def _store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec) -> None:
+def store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec) -> None:
+    """Let one node of one model read its weight as integers through a DequantizeLinear."""
     grid = _grid(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)
     attributes = {"axis": grid.axis}

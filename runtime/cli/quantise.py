@@ -42,6 +42,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("quantisation")
     group.add_argument("--statistics", type=Path, metavar="FILE", help="of `voxedge calibrate`, for int8 and AWQ")
     group.add_argument("--block", type=int, metavar="N", help="input channels that share a scale: 16, 32, 64, 128, 256")
+    group.add_argument("--ranges", choices=("minmax", "percentile", "entropy", "mse"), default="mse", help="of int8")
+    group.add_argument("--no-smooth", action="store_true", help="leave outliers of int8 activations where they are")
+    group.add_argument(
+        "--cpu-form",
+        choices=("auto", "integer", "float"),
+        default="auto",
+        help="how the CPU computes int8 decoders and vocoders (default: measure, keep the faster)",
+    )
     group.add_argument(
         "--layer",
         action="append",
@@ -82,6 +90,9 @@ def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
         precision=precision,  # type: ignore[arg-type]  # checked by the record itself
         block_size=arguments.block,
         rules=tuple(map(parse_rule, arguments.layer)),
+        ranges=arguments.ranges,
+        smooth=not arguments.no_smooth,
+        cpu_form=arguments.cpu_form,
         overwrite=arguments.force,
     )
 
