@@ -30,23 +30,35 @@ def golden() -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(golden: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Exports the small MoE-TTS at a precision, once for all workers; tests must not write into the bundle."""
+def exported(golden: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Exports a golden case's checkpoint, once for all workers; tests must not write into the bundle."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def export(precision: Literal["fp32", "fp16"]) -> Path:
+    def export(case: str, precision: Literal["fp32", "fp16"]) -> Path:
         from voxedge.export.config import ExportConfig
         from voxedge.export.systems import export_checkpoint
 
-        checkpoint, target = golden("moetts_e2e") / "checkpoint", shared / f"tiny-{precision}"
-        with (shared / f"tiny-{precision}.lock").open("w") as lock:
+        checkpoint, target = golden(case) / "checkpoint", shared / f"{case}-{precision}"
+        with (shared / f"{case}-{precision}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the file is closed, also by a worker that crashes
             if not target.exists():
                 export_checkpoint(checkpoint, target, ExportConfig(precision=precision))
         return target
 
     return export
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(exported: Callable[..., Path]) -> Callable[..., Path]:
+    """Exports the small MoE-TTS at a precision; not to be written into."""
+    return lambda precision: exported("moetts_e2e", precision)
+
+
+@pytest.fixture(scope="session")
+def codec_bundle(exported: Callable[..., Path]) -> Path:
+    """The small audio codec; not to be written into."""
+    return exported("moss_audio_tokenizer", "fp32")
 
 
 @pytest.fixture(scope="session")

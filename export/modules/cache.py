@@ -94,16 +94,15 @@ class SlidingHistory:
     def __init__(self, past: list[Tensor], frames: int, rate: int, window: int, rotary: RotaryTables) -> None:
         self.past, self.frames, self.rate = past, frames, rate
         self.kept: list[Tensor] = []
-        self.known = past[0].shape[0]
-        earlier, new = self.known * rate, frames * rate
-        _, self.mask = causal_mask(earlier, new, 1, window)  # [S, T]
-        self.cos, self.sin = rotary(torch.arange(earlier + new))  # [T, D / 2]
+        earlier, new = past[0].shape[0] * rate, frames * rate
+        self.total = earlier + new
+        positions, self.mask = causal_mask(earlier, new, 1, window)  # [S], [S, T]
+        self.queries = rotary(positions)  # [S, D / 2]
+        self.keys = rotary(torch.arange(self.total))  # [T, D / 2]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         keys, values = (self._extended(2 * layer + side, rows) for side, rows in enumerate((k, v)))  # [B, T, G, D]
-        start = self.known * self.rate
-        q = apply_rotary(q, self.cos[start:], self.sin[start:])
-        keys = apply_rotary(keys, self.cos, self.sin)
+        q, keys = apply_rotary(q, *self.queries), apply_rotary(keys, *self.keys)
         return attend(q, keys.transpose(1, 2), values.transpose(1, 2), self.mask)
 
     def _extended(self, index: int, rows: Tensor) -> Tensor:
@@ -112,4 +111,4 @@ class SlidingHistory:
         fresh = rows.reshape(batch, self.frames, self.rate, groups, dim).transpose(0, 1)  # [N, B, R, G, D]
         self.kept.append(fresh)
         whole = torch.cat([self.past[index], fresh]).transpose(0, 1)  # [B, P + N, R, G, D]
-        return whole.reshape(batch, (self.known + self.frames) * self.rate, groups, dim)
+        return whole.reshape(batch, self.total, groups, dim)
