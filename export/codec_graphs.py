@@ -24,7 +24,7 @@ from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
 from voxedge.export.modules.codec import CodecDecoder, CodecEncoder
 from voxedge.export.repeat import Stack
-from voxedge.runtime.codec import DECODER, ENCODER, CodecSettings
+from voxedge.runtime.codec_settings import DECODER, ENCODER, CodecSettings
 
 FRAMES_PER_CALL = DimRange(1, 8, 64)
 """Frames of one call. Longer signals go on with the state of the last call; from 64 on a frame does not get cheaper."""

@@ -8,7 +8,7 @@ not read files, resample or set loudness (see `runtime.voices`) and knows no lan
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -17,60 +17,27 @@ import numpy.typing as npt
 from voxedge.engines.backend import Engine
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError
-from voxedge.engines.loader import GraphLoader
-from voxedge.engines.records import check_range, from_dict
+from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions
+from voxedge.engines.records import from_dict
+from voxedge.runtime.codec_settings import DECODER, ENCODER, CodecSettings
 from voxedge.runtime.sliding import SlidingState
-
-SYSTEM = "moss_codec"
-ENCODER, DECODER = "codec_encoder", "codec_decoder"
 
 Codes = npt.NDArray[np.int32]
 """[codebooks, T]; row q holds the indices into codebook q."""
 Samples = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class CodecSettings:
-    """What the runtime needs beside the codec's graphs; stands under `codec` in the settings of a bundle."""
-
-    sample_rate: int
-    """In Hz."""
-    hop: int
-    """Samples of one frame, of each channel."""
-    codebooks: int
-    """Most codes of one frame; the first k of them are a coarser description."""
-    codebook_size: int
-    """Codes are 0 .. codebook_size - 1."""
-    context: int
-    """Earlier frames whose keys and values a frame needs in every layer."""
-    fingerprint: str
-    """SHA-256 of the codebooks: codes of one fingerprint mean the same."""
-    channels: int = 1
-    """Of the waveform; the graphs take them interleaved."""
-
-    def __post_init__(self) -> None:
-        least = {"sample_rate": 1, "hop": 1, "codebooks": 1, "codebook_size": 1, "context": 0, "channels": 1}
-        check_range(self, "settings.codec", **least)
-
-
-@dataclass(frozen=True, slots=True)
-class CodecBundleSettings:
-    """Settings of a bundle that is a codec and nothing else."""
-
-    codec: CodecSettings
-
-
 class Codec:
     """A loaded codec.
 
     Example:
-        >>> codec = Codec.of(bundle, loader)  # doctest: +SKIP
+        >>> codec = Codec.from_pretrained("moss-codec")  # doctest: +SKIP
         >>> codes = codec.encode(samples)  # doctest: +SKIP
         >>> codec.decode(codes[:8]).shape  # the first 8 codebooks  # doctest: +SKIP
     """
 
     def __init__(self, settings: CodecSettings, load: Callable[[str], Engine]) -> None:
-        """Use `of`; graphs are loaded when they are first needed.
+        """Use `from_pretrained` or `of`; graphs are loaded when they are first needed.
 
         Args:
             settings: What the bundle says.
@@ -97,6 +64,23 @@ class Codec:
         except ConfigError as error:
             raise BundleError(str(error)) from error
         return cls(settings, loader.load)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, backend: BackendName = "auto", threads: int | None = None) -> Codec:
+        """Open the codec of a bundle; its graphs are loaded when they are first needed.
+
+        Args:
+            path: The bundle's folder.
+            backend: What runs the graphs. Only `auto` may fall back to the CPU.
+            threads: CPU threads; None for the physical cores.
+
+        Raises:
+            MissingResourceError: There is no such bundle.
+            BundleError: The bundle is damaged, or has no codec.
+            BackendUnavailableError: The backend is not there.
+        """
+        bundle = Bundle.open(path)
+        return cls.of(bundle, GraphLoader(bundle, LoadOptions(backend, threads=threads)))
 
     @property
     def sample_rate(self) -> int:
@@ -214,9 +198,12 @@ class Codec:
 
     def _frames(self, samples: Samples) -> Samples:
         """Samples [T, channels] as [frames, hop * channels], the last one filled up with zeros."""
-        shaped = np.asarray(samples, np.float32).reshape(len(samples), -1)  # [T, channels]
-        if shaped.shape[1] != self.channels and len(shaped):
-            raise InputError(f"expected {self.channels} channel(s), found {shaped.shape[1]}; mix them first")
+        given = np.asarray(samples, np.float32)
+        shaped = given[:, None] if given.ndim == 1 else given  # [T, channels]
+        if shaped.ndim != 2 or shaped.shape[1] != self.channels:
+            raise InputError(
+                f"expected samples [T, {self.channels}], found {list(given.shape)}; mix the channels first"
+            )
         if not np.isfinite(shaped).all():
             raise InputError("expected finite samples, found NaN or infinity; save the recording as 16-bit WAV")
         whole = -(-len(shaped) // self.settings.hop) * self.settings.hop

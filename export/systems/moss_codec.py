@@ -12,7 +12,7 @@ from voxedge.export.checkpoint.moss_codec import load_moss_codec
 from voxedge.export.codec_graphs import codec_plans, codec_settings
 from voxedge.export.config import ExportConfig
 from voxedge.export.exporter import SystemPlan
-from voxedge.runtime.codec import SYSTEM, CodecBundleSettings
+from voxedge.runtime.codec_settings import SYSTEM, CodecBundleSettings
 
 
 def plan(folder: Path, config: ExportConfig) -> SystemPlan:

@@ -103,6 +103,19 @@ def add_global_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--version", action="version", version=f"voxedge {version()}")
 
 
+def add_actions(parser: Parser) -> Verbs:
+    """A place for the words that may follow a verb; give each of them its `run`."""
+    return parser.add_subparsers(metavar="ACTION", dest="action", required=True, parser_class=Action)
+
+
+class Action(Parser):
+    """The parser of a word that follows a verb; it has the global flags, too."""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as above
+        super().__init__(**options)
+        add_global_flags(self)
+
+
 def global_options(arguments: argparse.Namespace) -> GlobalOptions:
     """The global flags of a parsed command line."""
     return GlobalOptions(

@@ -39,6 +39,7 @@ def add(verbs: Verbs) -> None:
         metavar="SET",
         help="what the voice says to be calibrated: a name or a file; int8 takes `default`",
     )
+    parser.add_argument("--codec-precision", choices=("fp32", "fp16"), default="fp32", help="of an audio codec")
     parser.add_argument("--max-context", type=whole(16), default=4096, metavar="TOKENS", help="prompt and speech")
     parser.add_argument("--max-seconds", type=number(0.1, 3600.0), default=30.0, metavar="S", help="of one stretch")
     parser.add_argument("--components", type=_names, default=(), metavar="LIST", help="only these graphs, by name")
@@ -63,6 +64,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     )
     config = ExportConfig(
         precision=arguments.activations if rounded else arguments.precision,
+        codec_precision=arguments.codec_precision,
         max_context=arguments.max_context,
         max_seconds=arguments.max_seconds,
         overwrite=arguments.force,

@@ -7,6 +7,7 @@ is made; figures on stderr (on stdout with --json). A run that fails leaves no f
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def check_output(path: Path, force: bool) -> None:
+def check_output(path: Path, force: bool, suffixes: Sequence[str] = AUDIO_SUFFIXES) -> None:
     """Find out before a long run that its result could not be written.
 
     Raises:
@@ -78,8 +79,8 @@ def check_output(path: Path, force: bool) -> None:
         MissingResourceError: Its folder does not exist.
         InputError: It exists and may not be overwritten, or is a folder.
     """
-    if path.suffix.lower() not in AUDIO_SUFFIXES:
-        raise UsageError(f"expected a file name that ends in {', '.join(AUDIO_SUFFIXES)}, or - , found {str(path)!r}")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"expected a file name that ends in {', '.join(suffixes)}, found {str(path)!r}")
     if not path.parent.is_dir():
         raise MissingResourceError(f"expected the folder {path.parent} for {path.name}, found nothing; make it first")
     if path.is_dir() or (path.exists() and not force):

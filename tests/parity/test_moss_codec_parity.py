@@ -22,7 +22,8 @@ from voxedge.engines.ort import OrtEngine, OrtOptions
 from voxedge.export.checkpoint.config_file import load_json
 from voxedge.export.checkpoint.moss_codec import CodecConfig, Patch, Transformer, parse_moss_codec
 from voxedge.export.modules.attention import apply_rotary, rotary_tables
-from voxedge.runtime.codec import DECODER, ENCODER, Codec
+from voxedge.runtime.codec import Codec
+from voxedge.runtime.codec_settings import DECODER, ENCODER
 from voxedge.runtime.sliding import SlidingState
 
 CASE = "moss_audio_tokenizer"
