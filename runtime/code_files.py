@@ -44,7 +44,7 @@ class CodeFile:
     @property
     def duration_s(self) -> float:
         """Length in seconds."""
-        return self.codes.shape[1] / self.frame_rate
+        return int(self.codes.shape[1]) / self.frame_rate
 
     def to_bytes(self) -> bytes:
         """The content of the file."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +19,9 @@ from voxedge.engines.errors import BundleError, ConfigError, InputError
 from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions
 from voxedge.engines.records import from_dict
 from voxedge.runtime.codec_settings import DECODER, ENCODER, CodecSettings
-from voxedge.runtime.sliding import SlidingState
+from voxedge.runtime.codec_streams import Codes, DecodeStream, EncodeStream, Samples, check_codes
 
-Codes = npt.NDArray[np.int32]
-"""[codebooks, T]; row q holds the indices into codebook q."""
-Samples = npt.NDArray[np.float32]
+__all__ = ["Codec", "Codes", "DecodeStream", "Samples"]
 
 
 class Codec:
@@ -127,7 +124,7 @@ class Codec:
                 f"expected at least {self.settings.hop} samples ({1.0 / self.frame_rate:g} s), "
                 f"found {min((len(samples) for samples in batch), default=0)}"
             )
-        stream = EncodeStream(self, len(batch))
+        stream = EncodeStream(self.engine(ENCODER), self.settings, len(batch))
         longest = int(lengths.max())
         padded = np.zeros((len(batch), longest, frames[0].shape[-1]), np.float32)
         for row, content in zip(padded, frames, strict=True):
@@ -156,12 +153,12 @@ class Codec:
         padded = np.full((self.codebooks, len(batch), longest), self.settings.codebook_size, np.int32)
         for row, codes in enumerate(checked):
             padded[: len(codes), row, : codes.shape[1]] = codes
-        audio = DecodeStream(self, len(batch)).feed_batch(padded)  # [B, T * hop, channels]
+        audio = self._stream(len(batch)).feed_batch(padded)  # [B, T * hop, channels]
         return [samples[: codes.shape[1] * self.settings.hop] for samples, codes in zip(audio, checked, strict=True)]
 
     def stream(self) -> DecodeStream:
         """Start to decode codes that come piece by piece."""
-        return DecodeStream(self)
+        return self._stream(1)
 
     def engine(self, name: str) -> Engine:
         """One of the two graphs.
@@ -172,24 +169,11 @@ class Codec:
         return self._load(name)
 
     def check(self, codes: npt.ArrayLike) -> Codes:
-        """Codes as [k, T] INT32, or an error.
+        """Codes as [k, T] INT32, or an error; see `check_codes`."""
+        return check_codes(codes, self.settings)
 
-        Raises:
-            InputError: No codebook or too many, or codes that do not exist.
-        """
-        found = np.asarray(codes)
-        size = self.settings.codebook_size
-        if found.ndim != 2 or found.dtype.kind not in "iu" or not 1 <= len(found) <= self.codebooks:
-            raise InputError(
-                f"expected codes [k, frames] of 1 .. {self.codebooks} codebooks, found {found.dtype} "
-                f"{list(found.shape)}; this codec cannot read them"
-            )
-        if found.size and not (int(found.min()) >= 0 and int(found.max()) < size):
-            raise InputError(
-                f"expected codes of 0 .. {size - 1}, found {int(found.min())} .. {int(found.max())}; "
-                "they belong to another codec, or padding was not removed"
-            )
-        return np.ascontiguousarray(found, np.int32)
+    def _stream(self, batch: int) -> DecodeStream:
+        return DecodeStream(self.engine(DECODER), self.settings, batch)
 
     def _count(self, codebooks: int | None) -> int:
         if codebooks is not None and not 1 <= codebooks <= self.codebooks:
@@ -210,104 +194,3 @@ class Codec:
         padded = np.zeros((whole, self.channels), np.float32)
         padded[: len(shaped)] = shaped
         return padded.reshape(-1, self.settings.hop * self.channels)
-
-
-class DecodeStream:
-    """Decodes frames as they come; equal to decoding them at once but for the rounding of other matrix sizes.
-
-    Example:
-        >>> with codec.stream() as stream:  # doctest: +SKIP
-        ...     for codes in pieces:
-        ...         play(stream.feed(codes))
-    """
-
-    def __init__(self, codec: Codec, batch: int = 1) -> None:
-        self._codec = codec
-        self._state: SlidingState | None = SlidingState(codec.engine(DECODER), codec.settings.context, batch)
-
-    def __enter__(self) -> DecodeStream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def state(self) -> SlidingState:
-        """What the stream remembers.
-
-        Raises:
-            InputError: The stream was closed.
-        """
-        if self._state is None:
-            raise InputError("expected an open stream, this one was closed; start another with Codec.stream")
-        return self._state
-
-    def feed(self, codes: Codes) -> Samples:
-        """Decode the next frames.
-
-        Args:
-            codes: [k, n] with n >= 0; k may change from call to call.
-
-        Returns:
-            [n * hop, channels], which follow those of the last call.
-
-        Raises:
-            InputError: The codes cannot be decoded, or the stream was closed.
-        """
-        checked = self._codec.check(codes)
-        padded = np.full((self._codec.codebooks, 1, checked.shape[1]), self._codec.settings.codebook_size, np.int32)
-        padded[: len(checked), 0] = checked
-        samples: Samples = self.feed_batch(padded)[0]
-        return samples
-
-    def feed_batch(self, codes: Codes) -> Samples:
-        """The same for streams in step.
-
-        Args:
-            codes: [codebooks, B, n] of all codebooks; `codebook_size` stands for none.
-
-        Returns:
-            [B, n * hop, channels].
-        """
-        settings, frames = self._codec.settings, codes.shape[2]
-        audio = np.zeros((codes.shape[1], frames, settings.hop * settings.channels), np.float32)
-        for start in range(0, frames, self.state.max_frames):
-            part = np.ascontiguousarray(codes[:, :, start : start + self.state.max_frames])
-            made = np.empty((part.shape[1], part.shape[2], audio.shape[2]), np.float32)
-            self.state.run(part.shape[2], {"codes": part, "audio": made})
-            audio[:, start : start + part.shape[2]] = made
-        return audio.reshape(len(audio), frames * settings.hop, settings.channels)
-
-    def close(self) -> None:
-        """Give the state's memory back."""
-        self._state = None
-
-
-class EncodeStream:
-    """Encodes frames of samples as they come."""
-
-    def __init__(self, codec: Codec, batch: int = 1) -> None:
-        self._codec = codec
-        self.state = SlidingState(codec.engine(ENCODER), codec.settings.context, batch)
-
-    def feed(self, frames: Samples, lengths: npt.NDArray[np.int64]) -> Codes:
-        """Encode the next frames.
-
-        Args:
-            frames: [B, n, hop * channels].
-            lengths: [B] frames of each row that are whole, from the start of this call; codes of others mean nothing.
-
-        Returns:
-            [codebooks, B, n].
-        """
-        batch, count, _ = frames.shape
-        codes = np.zeros((self._codec.codebooks, batch, count), np.int32)
-        for start in range(0, count, self.state.max_frames):
-            part = np.ascontiguousarray(frames[:, start : start + self.state.max_frames])
-            whole = np.clip(lengths - start, 0, part.shape[1]).astype(np.int32)
-            made = np.empty((len(codes), batch, part.shape[1]), np.int32)
-            self.state.run(part.shape[1], {"audio": part, "lengths": whole, "codes": made})
-            codes[:, :, start : start + part.shape[1]] = made
-        return codes
