@@ -148,18 +148,29 @@ def log_spectral_distance_db(reference: Array, test: Array) -> float:
         Decibels; 0 for equal sounds, about 1 where a difference begins to be heard.
     """
     length = min(len(reference), len(test))
-    true, other = (_power_spectra(np.asarray(samples[:length], np.float64)) for samples in (reference, test))
+    true, other = (
+        power_spectra(np.asarray(samples[:length], np.float64), _FRAME, _HOP) for samples in (reference, test)
+    )
     floor = max(float(true.max(initial=0.0)) * 10.0 ** (-_SPECTRUM_RANGE_DB / 10.0), np.finfo(np.float64).tiny)
     difference = 10.0 * np.log10(np.maximum(true, floor) / np.maximum(other, floor))  # [channels, frames, bins]
     return float(np.sqrt(np.square(difference).mean(axis=-1)).mean())
 
 
-def _power_spectra(samples: Float64) -> Float64:
-    """Power of each short-time bin: [T, channels] to [channels, frames, bins]."""
-    missing = max(0, _FRAME - len(samples))
+def power_spectra(samples: Float64, frame: int, hop: int) -> Float64:
+    """Power of each short-time bin under a Hann window; what is shorter than a frame is filled up with zeros.
+
+    Args:
+        samples: [T, channels].
+        frame: Samples of a window.
+        hop: Samples between windows.
+
+    Returns:
+        [channels, frames, frame // 2 + 1].
+    """
+    missing = max(0, frame - len(samples))
     padded = np.pad(samples, ((0, missing), (0, 0))).T  # [channels, T]
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _FRAME, axis=-1)[:, ::_HOP]  # [channels, frames, _FRAME]
-    spectra = np.fft.rfft(frames * np.hanning(_FRAME), axis=-1)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, frame, axis=-1)[:, ::hop]  # [channels, frames, frame]
+    spectra = np.fft.rfft(frames * np.hanning(frame), axis=-1)
     return np.square(np.abs(spectra))
 
 
