@@ -111,7 +111,7 @@ def _lufs(power: Float64 | np.float64) -> Float64:
 
 
 def _k_weighted(samples: Float64, sample_rate: int) -> Float64:
-    """Both filters of BS.1770-4, applied to the spectrum; half a second of zeros takes the tail, nothing wraps round."""
+    """Both filters of BS.1770-4, applied to the spectrum; half a second of zeros takes the tail and none wraps."""
     padded = 2 ** math.ceil(math.log2(max(1, len(samples)) + sample_rate / 2))
     turn = np.exp(-2j * np.pi * np.fft.rfftfreq(padded))[:, None]  # z^-1, [bins, 1]
     response = np.ones_like(turn)

@@ -21,7 +21,6 @@ SNR_CAP_DB = 200.0
 
 _FRAME, _HOP = 1024, 256
 _SPECTRUM_RANGE_DB = 80.0  # what lies deeper below the loudest bin is not heard beside it
-_QUIETEST = 1e-10  # RMS of -200 dB of full scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +119,6 @@ def finite_share(test: Array) -> float:
         0.5
     """
     return float(np.isfinite(test).mean()) if test.size else 1.0
-
-
-def loudness_db(samples: Array) -> float:
-    """Root mean square of all samples in dB of full scale; -200 for silence.
-
-    Example:
-        >>> round(loudness_db(np.array([0.1, -0.1])), 6)
-        -20.0
-    """
-    flat = _wide(samples)
-    power = float(np.dot(flat, flat)) / max(1, flat.size)
-    return 20.0 * math.log10(max(math.sqrt(power), _QUIETEST))
 
 
 def log_spectral_distance_db(reference: Array, test: Array) -> float:

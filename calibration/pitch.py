@@ -132,4 +132,5 @@ def _first_dip(normalised: Float64) -> tuple[Float64, Float64]:
     before, here, after = (normalised[rows, lag + shift] for shift in (-1, 0, 1))
     bend = before - 2.0 * here + after
     shift = np.where(bend > 0.0, 0.5 * (before - after) / np.where(bend > 0.0, bend, 1.0), 0.0)
-    return lag + np.clip(shift, -0.5, 0.5), here
+    periods: Float64 = lag + np.clip(shift, -0.5, 0.5)
+    return periods, here

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from voxedge.calibration.metrics import Array
-from voxedge.engines.errors import BackendUnavailableError
+from voxedge.engines.errors import BackendUnavailableError, InputError
 from voxedge.runtime.audio import resample
 from voxedge.runtime.audio_files import to_pcm16
 
@@ -75,6 +75,7 @@ class PocketSphinx:
 
         Raises:
             BackendUnavailableError: PocketSphinx is not installed.
+            InputError: There is no English word in the texts.
         """
         if importlib.util.find_spec("pocketsphinx") is None:
             raise BackendUnavailableError(f"expected the recogniser pocketsphinx, it is not installed; type: {INSTALL}")
@@ -126,14 +127,14 @@ def bigram_model(texts: Sequence[str]) -> str:
     """A language model of some sentences as an ARPA file: absolute discounting, uniform words behind it.
 
     Raises:
-        ValueError: There is no English word in them.
+        InputError: There is no English word in them.
     """
     pairs: Counter[tuple[str, str]] = Counter()
     for text in texts:
         if words := words_of(text):
             pairs.update(zip(["<s>", *words], [*words, "</s>"], strict=True))
     if not pairs:
-        raise ValueError("expected English words")
+        raise InputError("expected texts with English words for the recogniser, found none; use --recogniser none")
     known = sorted({word for pair in pairs for word in pair})
     seen, kinds = Counter[str](), Counter(first for first, _ in pairs)
     for (first, _), count in pairs.items():

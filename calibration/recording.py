@@ -39,6 +39,11 @@ class Recording:
         """Keep one call; the arrays must not change any more."""
         self._calls.setdefault(graph, []).append(feeds)
 
+    def extend(self, other: Recording) -> None:
+        """Keep what another recording has, too."""
+        for graph, calls in other._calls.items():
+            self._calls.setdefault(graph, []).extend(calls)
+
     def wants(self, graph: str) -> bool:
         """Count a call of a graph and say whether to keep it."""
         number = self._seen.get(graph, 0)
@@ -49,6 +54,9 @@ class Recording:
 class RecordingLoader(GraphLoader):
     """Gives engines that record what they are given."""
 
+    recording: Recording
+    """Where to; another one may be put in its place before a graph is loaded again."""
+
     def __init__(self, bundle: Bundle, recording: Recording) -> None:
         """Prepare to run on the CPU.
 
@@ -56,11 +64,11 @@ class RecordingLoader(GraphLoader):
             BackendUnavailableError: ONNX Runtime is not installed.
         """
         super().__init__(bundle, LoadOptions(backend="cpu"))
-        self._recording = recording
+        self.recording = recording
 
     def load(self, name: str) -> Engine:
         """The recorded engine of a graph; errors as for `GraphLoader.load`."""
-        return _RecordedEngine(super().load(name), self._recording)
+        return _RecordedEngine(super().load(name), self.recording)
 
 
 class _RecordedEngine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from voxedge.calibration.recording import Recording, RecordingLoader
 from voxedge.calibration.replay import PAST, Feeds
+from voxedge.calibration.sets import load_set
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, InferenceError
 from voxedge.engines.loader import GraphLoader
@@ -32,19 +34,29 @@ ENCODER = "vae_encoder"
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a bundle is asked to say when it is looked at."""
+    """One thing that a bundle is asked to say when it is looked at."""
 
     text: str = "The quick brown fox jumps over the lazy dog."
     """Short enough for every context, with every letter of the alphabet."""
+    description: str = ""
+    """Of the voice; empty for none."""
     seed: int = 0
     """Of tokens and latents alike."""
     min_tokens: int = 32
     """Speech tokens at least, so that there is a past to read."""
-    max_tokens: int = 48
-    """Speech tokens at most; two seconds at 25 tokens per second."""
+    max_tokens: int = 160
+    """Speech tokens at most; 6.4 seconds at 25 tokens per second, twice what the texts below need."""
     steps: int = 9
     """Solver steps; fewer than for listening, over the same range of noise levels. With 9 a `Recording` keeps the first
     and the last level, which are calls 0 and 8."""
+
+
+PROBES: tuple[Probe, ...] = (
+    Probe(),
+    Probe("A small boat sailed slowly across the quiet lake.", "A calm woman speaks in a warm, clear voice.", 1),
+    Probe("Please call me at nine, I have good news for you.", "A man speaks slowly in a low voice.", 2),
+)
+"""What a bundle says unless told otherwise: every letter, vowels and pauses, with and without a description."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -164,35 +176,79 @@ def observe(bundle: Bundle, loader: GraphLoader, forced: Sequence[int] | None = 
     return OBSERVED[bundle.manifest.system](bundle, loader, forced)
 
 
+class Speaker:
+    """A loaded bundle that says probes one after the other; use it in a `with` block.
+
+    Example:
+        >>> with Speaker(bundle) as speaker:  # doctest: +SKIP
+        ...     spoken = speaker.speak(Probe())
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Prepare to run on the CPU; graphs are loaded when they are first needed.
+
+        Raises:
+            BackendUnavailableError: ONNX Runtime is not installed.
+        """
+        self._bundle = bundle
+        self._loader = RecordingLoader(bundle, Recording(limit=0))
+
+    def __enter__(self) -> Speaker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loader.close()
+
+    def speak(self, probe: Probe, recording: Recording | None = None, forced: Sequence[int] | None = None) -> Spoken:
+        """Say one probe.
+
+        Args:
+            probe: What is said.
+            recording: Filled meanwhile; what was reached before an error stays in it.
+            forced: What to take instead of drawing: `Spoken.drawn` of another bundle.
+
+        Raises:
+            BundleError: The bundle is damaged, incomplete or of an unknown system.
+            InferenceError: A graph failed, or gave values that nothing can be drawn from.
+        """
+        recording = Recording(limit=0) if recording is None else recording
+        self._loader.recording = recording
+        system = observe(self._bundle, self._loader, forced)
+        config = _config(system.default_config, probe)
+        utterance = Utterance(probe.text, config, probe.seed, probe.description)
+        pieces = list(system.utter(utterance, Stopwatch()))
+        samples = np.concatenate([piece.samples for piece in pieces])
+        system.add_unheard(np.nan_to_num(samples), recording)
+        draws = system.draws
+        logits = np.stack(draws.logits)  # [n, C]
+        reason = pieces[-1].finish_reason or "stop"
+        return Spoken(samples, system.sample_rate, tuple(draws.drawn), logits, reason)
+
+
 def speak(
     bundle: Bundle, probe: Probe, recording: Recording | None = None, forced: Sequence[int] | None = None
 ) -> Spoken:
-    """Say the probe's text on the CPU.
+    """Say one probe on the CPU; arguments and errors as for `Speaker`."""
+    with Speaker(bundle) as speaker:
+        return speaker.speak(probe, recording, forced)
+
+
+def probes_of(name: str) -> tuple[Probe, ...]:
+    """The lines of a calibration set as probes; a line without a seed takes its number, from 0.
 
     Args:
-        bundle: The voice.
-        probe: What it says.
-        recording: Filled while it speaks; what was reached before an error stays in it.
-        forced: What to take instead of drawing: `Spoken.drawn` of another bundle.
+        name: Of a set that comes with the package, or a path that ends in `.jsonl`.
 
     Raises:
-        BundleError: The bundle is damaged, incomplete or of an unknown system.
-        InferenceError: A graph failed, or gave values that nothing can be drawn from.
-        BackendUnavailableError: ONNX Runtime is not installed.
+        InputError: The name is unknown or the file cannot be used.
+        MissingResourceError: There is no such file.
     """
-    recording = Recording(limit=0) if recording is None else recording
-    loader = RecordingLoader(bundle, recording)
-    try:
-        system = observe(bundle, loader, forced)
-        utterance = Utterance(probe.text, _config(system.default_config, probe), probe.seed)
-        pieces = list(system.utter(utterance, Stopwatch()))
-    finally:
-        loader.close()
-    samples = np.concatenate([piece.samples for piece in pieces])
-    system.add_unheard(np.nan_to_num(samples), recording)
-    draws = system.draws
-    logits = np.stack(draws.logits)  # [n, C]
-    return Spoken(samples, system.sample_rate, tuple(draws.drawn), logits, pieces[-1].finish_reason or "stop")
+    lines = enumerate(load_set(name).lines)
+    return tuple(
+        Probe(line.text, line.description, place if line.seed is None else line.seed) for place, line in lines
+    )
 
 
 def _config(given: SynthesisConfig, probe: Probe) -> SynthesisConfig:

@@ -7,28 +7,63 @@ finite, flavours equal and speech not silent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from voxedge.calibration.gate import GATES, Gate, gate_of, graph_failures
+from voxedge.calibration.gate import GATES, gate_of, graph_checks, graph_failures
 from voxedge.calibration.graph_check import Progress, check_graphs
+from voxedge.calibration.recogniser import Recogniser
 from voxedge.calibration.recording import Recording
-from voxedge.calibration.report import VerifyReport
-from voxedge.calibration.speaking import OBSERVED, Probe
-from voxedge.calibration.speech_check import check_speech
+from voxedge.calibration.report import GraphSize, VerifyReport
+from voxedge.calibration.speaking import OBSERVED, PROBES, Probe
+from voxedge.calibration.speech_check import Sounds, SpeechPlan, check_speech
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, InputError
+from voxedge.engines.errors import BundleError, ConfigError, InputError
+from voxedge.engines.gate import Gate
 from voxedge.engines.manifest import Manifest
 
-__all__ = ["GATES", "Gate", "Probe", "VerifyReport", "verify_bundle"]
+__all__ = [
+    "GATES",
+    "PROBES",
+    "Gate",
+    "Probe",
+    "Verification",
+    "VerifyConfig",
+    "VerifyReport",
+    "verify",
+    "verify_bundle",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyConfig:
+    """What a bundle is asked, and what is asked of it."""
+
+    probes: Sequence[Probe] = PROBES
+    """What is said; at least one."""
+    gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
+    """Limits by precision; the manifest's own go before them."""
+    recogniser: Recogniser | None = None
+    """Who listens; None for nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A report, and what it is about."""
+
+    report: VerifyReport
+    """Every figure."""
+    bundle: Bundle
+    """What was verified."""
+    reference: Bundle | None
+    """Beside what."""
+    sounds: tuple[Sounds, ...]
+    """To listen to."""
 
 
 def verify_bundle(
-    path: Path,
-    reference: Path | None = None,
-    on_progress: Progress | None = None,
-    probe: Probe | None = None,
-    gates: Mapping[str, Gate] = GATES,
+    path: Path, reference: Path | None = None, on_progress: Progress | None = None, config: VerifyConfig | None = None
 ) -> VerifyReport:
     """Check a bundle's files, let it speak, run all its graphs, and compare it with its reference.
 
@@ -36,13 +71,12 @@ def verify_bundle(
         path: The bundle's folder.
         reference: Folder of the same checkpoint's FP32 bundle; None judges only what needs no reference.
         on_progress: Called with a step's name, how much of it is done and how much there is.
-        probe: What is said; the default suits every voice.
-        gates: Limits by precision.
+        config: What is said, limits, and who listens; the default suits every voice.
 
     Raises:
         MissingResourceError: A folder or a file of a bundle does not exist.
         BundleError: A file is not what the manifest says, or the bundle is of an unknown system.
-        ConfigError: There is no gate for one of the bundle's precisions.
+        ConfigError: There is no gate for one of the bundle's precisions, or nothing to say.
         InputError: The reference is of another model, or cannot speak.
         BackendUnavailableError: ONNX Runtime is not installed, or too old for a graph.
 
@@ -50,28 +84,55 @@ def verify_bundle(
         >>> verify_bundle(Path("moe-tts-fp16"), Path("moe-tts-fp32")).passed  # doctest: +SKIP
         True
     """
-    progress = on_progress or (lambda step, done, total: None)
+    return verify(path, reference, on_progress, config).report
+
+
+def verify(
+    path: Path, reference: Path | None = None, on_progress: Progress | None = None, config: VerifyConfig | None = None
+) -> Verification:
+    """The same, with the sounds; arguments and errors as for `verify_bundle`."""
+    config, progress = config or VerifyConfig(), on_progress or (lambda step, done, total: None)
+    if not config.probes:
+        raise ConfigError("expected something to say, found no probe")
     progress("checking files", 0, 1)
     bundle = _open(path)
     base = None if reference is None else _open(reference)
-    precisions = tuple(sorted({graph.precision for graph in bundle.manifest.graphs}))
-    gate = gate_of(precisions, gates)
-    notes = [] if base is None else _check_same_model(bundle.manifest, base.manifest)
+    manifest = bundle.manifest
+    precisions = tuple(sorted({graph.precision for graph in manifest.graphs}))
+    own = manifest.gate or Gate()
+    gate = own.over(gate_of(precisions, config.gates))
+    notes = [] if base is None else _check_same_model(manifest, base.manifest)
     recording = Recording()
-    progress("speaking", 0, 1)
-    speech = check_speech(bundle, base, probe or Probe(), gate, recording)
+    speech = check_speech(bundle, base, SpeechPlan(config.probes, gate, config.recogniser), recording, progress)
     graphs, failures = check_graphs(bundle, base, recording, progress)
+    checks = [check for graph in graphs for check in graph_checks(graph, own.over(config.gates[graph.precision]))]
+    checks += speech.checks
     for graph in graphs:
-        failures += graph_failures(graph, gates[graph.precision])
-    return VerifyReport(
+        failures += graph_failures(graph)
+    report = VerifyReport(
         bundle=str(bundle.root),
         reference=None if base is None else str(base.root),
         precisions=precisions,
         graphs=tuple(graphs),
-        speech=speech.report,
+        sizes=_sizes(manifest, None if base is None else base.manifest),
+        utterances=tuple(speech.utterances),
         difference=speech.difference,
-        failures=(*failures, *speech.failures),
+        checks=tuple(checks),
+        failures=(*failures, *(check.sentence for check in checks if not check.passed), *speech.failures),
         notes=(*notes, *speech.notes),
+    )
+    return Verification(report, bundle, base, tuple(speech.sounds))
+
+
+def _sizes(manifest: Manifest, reference: Manifest | None) -> tuple[GraphSize, ...]:
+    """Weights of every graph, beside the reference's."""
+    names = dict.fromkeys(graph.name for graph in manifest.graphs)
+
+    def size(of: Manifest, name: str) -> int:
+        return of.files[of.graph(name).data].size
+
+    return tuple(
+        GraphSize(name, size(manifest, name), None if reference is None else size(reference, name)) for name in names
     )
 
 

@@ -19,8 +19,9 @@ from cli_stand_ins import ToneSynthesizer, opener, write_bundle
 
 from voxedge.calibration import verify
 from voxedge.calibration.metrics import TensorDifference
-from voxedge.calibration.report import GraphReport, SpeechReport, VerifyReport
+from voxedge.calibration.report import GraphReport, SpeechReport, UtteranceReport, VerifyReport
 from voxedge.engines.bundle import Bundle
+from voxedge.engines.readiness import readiness
 from voxedge.engines.stamps import EngineStamp
 from voxedge.engines.trt import builder
 from voxedge.engines.trt.monitor import BuildProgress
@@ -163,8 +164,8 @@ def verified(failures: tuple[str, ...]) -> VerifyReport:
         GraphReport("tiny", "portable", "fp16", 3, 1.0, (), "reference", (output,)),
         GraphReport("other", "portable", "fp16", 1, 0.5, ("y",)),
     )
-    speech = SpeechReport(1.5, 37, "stop", -20.0, 0.5, 0.0, silent=False)
-    return VerifyReport("out", None, ("fp16",), graphs, speech, None, failures, ("no reference",))
+    said = UtteranceReport("Hello.", "", 0, SpeechReport(1.5, 37, "stop", -20.0, 0.5, 0.0, silent=False))
+    return VerifyReport("out", None, ("fp16",), graphs, (), (said,), None, (), failures, ("no reference",))
 
 
 @pytest.mark.parametrize(
@@ -179,19 +180,22 @@ def test_verify_exits_with_5_when_the_gate_is_closed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     calls: list[Any] = []
+    bundle = write_bundle(tmp_path / "voice")
 
-    def verify_bundle(path: Path, reference: Path | None, on_progress: Any) -> VerifyReport:  # noqa: ANN401
+    def stand_in(path: Path, reference: Path | None, on_progress: Any, config: Any) -> verify.Verification:  # noqa: ANN401
         calls.append((path, reference))
-        return verified(failures)
+        return verify.Verification(verified(failures), bundle, None, ())
 
-    monkeypatch.setattr(verify, "verify_bundle", verify_bundle)
+    monkeypatch.setattr(verify, "verify", stand_in)
     report = tmp_path / "report.json"
     assert main(["verify", "out", "--reference", "exact", "--report", str(report)]) == code
+    assert readiness(bundle).state == ("reference" if not failures else "failed")
     assert calls == [(Path("out"), Path("exact"))]
     captured = capsys.readouterr()
     out = captured.out
     assert re.search(r"^tiny +portable +reference +61\.2 +1\.000000 +1\.50e-04 +yes$", out, re.MULTILINE)
     assert re.search(r"^other +portable +- +- +- +- +50\.00%$", out, re.MULTILINE)
+    assert "utterance 1: 1.50 s of 37 tokens, -20.0 LUFS" in out
     assert "no reference" in captured.err
     assert all(f"- {failure}" in out for failure in failures)
     assert verdict in out
