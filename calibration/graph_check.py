@@ -7,6 +7,7 @@ not be run. One engine is in memory at a time. Does not judge figures (see `cali
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -63,11 +64,11 @@ def _check_graph(
     """All flavours of one graph, the portable one first."""
     known: dict[Against, Outputs] = {}
     if reference is not None:
-        known["reference"] = run_graph(reference, reference.manifest.graph(name), calls)
+        known["reference"] = _run(reference, reference.manifest.graph(name), calls)
     specs = [graph for graph in bundle.manifest.graphs if graph.name == name]
     for spec in sorted(specs, key=lambda graph: graph.flavour != "portable"):
         try:
-            outputs = run_graph(bundle, spec, calls)
+            outputs = _run(bundle, spec, calls)
         except (BundleError, InferenceError) as error:
             failures.append(f"graph {name} ({spec.flavour}, {spec.precision}): {error}")
             continue
@@ -76,19 +77,28 @@ def _check_graph(
             known["portable"] = outputs
 
 
-def run_graph(bundle: Bundle, spec: GraphSpec, calls: Sequence[Feeds]) -> Outputs:
+def run_calls(path: Path, spec: GraphSpec, calls: Sequence[Feeds]) -> Outputs:
     """Load one graph on the CPU, run all calls, let go of it.
+
+    Args:
+        path: The .onnx file.
+        spec: What it takes and gives.
+        calls: What it is given.
 
     Raises:
         BundleError: The graph cannot be loaded.
         InferenceError: A call fails.
         InputError: The calls belong to another graph.
     """
-    engine = OrtEngine(bundle.graph_path(spec), spec, OrtOptions())
+    engine = OrtEngine(path, spec, OrtOptions())
     try:
         return [replay(engine, feeds) for feeds in calls]
     finally:
         engine.close()
+
+
+def _run(bundle: Bundle, spec: GraphSpec, calls: Sequence[Feeds]) -> Outputs:
+    return run_calls(bundle.graph_path(spec), spec, calls)
 
 
 def _reports(spec: GraphSpec, outputs: Outputs, known: dict[Against, Outputs]) -> Iterator[GraphReport]:

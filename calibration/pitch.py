@@ -112,7 +112,7 @@ def _normalised_difference(frames: Float64, lags: int) -> Float64:
     energy = sums[:, _WINDOW : _WINDOW + lags] - sums[:, :lags]  # of the window at each lag
     difference = np.maximum(energy[:, :1] + energy - 2.0 * product, 0.0)
     running = np.cumsum(difference[:, 1:], axis=1)
-    normalised = np.ones_like(difference)
+    normalised: Float64 = np.ones_like(difference)
     counts = np.arange(1, lags)
     normalised[:, 1:] = difference[:, 1:] * counts / np.maximum(running, 1e-20)
     return normalised

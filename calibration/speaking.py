@@ -246,9 +246,7 @@ def probes_of(name: str) -> tuple[Probe, ...]:
         MissingResourceError: There is no such file.
     """
     lines = enumerate(load_set(name).lines)
-    return tuple(
-        Probe(line.text, line.description, place if line.seed is None else line.seed) for place, line in lines
-    )
+    return tuple(Probe(line.text, line.description, place if line.seed is None else line.seed) for place, line in lines)
 
 
 def _config(given: SynthesisConfig, probe: Probe) -> SynthesisConfig:

@@ -99,7 +99,7 @@ def record_verdict(bundle: Bundle, verdict: Verdict, report: Mapping[str, Any]) 
     path = bundle.path(VERIFY_REPORT)
     path.parent.mkdir(exist_ok=True)
     data = {"verdict": to_dict(verdict), "report": report}
-    write_atomically(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8"))
+    write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode())
     return path
 
 

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.html is not None:
         from voxedge.calibration.page import render_page
 
-        write_atomically(arguments.html, render_page(found).encode("utf-8"))
+        write_atomically(arguments.html, render_page(found).encode("utf-8", "replace"))
     if not arguments.no_record:
         _record(found, console)
     for note in report.notes:
