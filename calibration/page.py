@@ -83,7 +83,7 @@ def _tiles(report: VerifyReport) -> Markup:
         tiles += [
             (f"{100.0 * item.token_agreement:.1f} %", f"of {item.draws} draws have the same likeliest token"),
             (f"{item.mel_distance_db:.2f} dB", "mel distance of the same tokens"),
-            (f"{item.loudness_difference_lu:+.2f} LU", "loudness of the same tokens"),
+            (f"{round(item.loudness_difference_lu, 2) + 0.0:+.2f} LU", "loudness of the same tokens"),
         ]
         if item.pitch_error_cents is not None:
             tiles.append((f"{item.pitch_error_cents:.1f} cents", "median pitch error of the same tokens"))

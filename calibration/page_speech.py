@@ -19,7 +19,7 @@ from voxedge.runtime.systems.base import Samples
 
 _HEARD = 8
 """Utterances that are put into the page; more would make it too large to send."""
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 190, 46, 20
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 400, 150, 42, 17
 _MAX_S = 30.0  # of each sound
 
 
@@ -153,7 +153,7 @@ def _difference(item: SpeechDifference) -> Markup:
         f"{item.waveform_snr_db:.1f} dB",
         f"{item.mel_distance_db:.2f} dB",
         f"{item.log_spectral_distance_db:.2f} dB",
-        f"{item.loudness_difference_lu:+.2f} LU",
+        f"{round(item.loudness_difference_lu, 2) + 0.0:+.2f} LU",
         pitch,
         f"{item.voicing_agreement:.1%}",
         f"{item.token_agreement:.1%}",

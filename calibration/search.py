@@ -1,8 +1,8 @@
 """The smallest precisions that are good enough: the layers that mind most are kept higher, as few as will do.
 
 In: an FP32 bundle, options of the quantiser, statistics where it needs them, a signal-to-noise ratio to reach. Out:
-rules for `quantise.bundle`, and what they were chosen by. Greedy: layers in the order of their own error, and the fewest
-of them by bisection: a graph of n layers costs n + log2(n) versions, or one where all layers may be quantised.
+rules for `quantise.bundle`, and what they were chosen by. Greedy: layers in the order of their own error, as few of
+them as bisection finds: a graph of n layers costs n + log2(n) versions, or one where all layers may be quantised.
 """
 
 from __future__ import annotations
