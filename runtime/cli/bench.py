@@ -1,7 +1,8 @@
 """`voxedge bench`: how fast a voice is here, measured always the same way.
 
 In: a bundle (or the built-in voice) and a text. Out: real-time factor, time to first audio, tokens per second and peak
-memory, cold and warm apart, with the formulas and the device beside them. Compares nothing with anything.
+memory, cold and warm apart, with the formulas and the device beside them. Two bundles are compared by
+`cli.bench_compare`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.files import format_bytes
-from voxedge.runtime.cli.common import Verbs, version, whole
+from voxedge.runtime.cli.common import UsageError, Verbs, version, whole
 from voxedge.runtime.cli.console import Console, table
 from voxedge.runtime.cli.synthesis import add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
 
 if TYPE_CHECKING:
     from voxedge.engines.device import DeviceReport
-    from voxedge.runtime.synthesizer import Synthesizer
+    from voxedge.runtime.synthesizer import SynthesisConfig, Synthesizer
 
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun."
 FORMULAS = {
@@ -64,6 +65,7 @@ def add(verbs: Verbs) -> None:
     """Add the verb to the parser."""
     parser = verbs.add_parser("bench", help="measure speed and memory")
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="without one: the built-in voice")
+    parser.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two bundles in turns, in one run")
     parser.add_argument("-t", "--text", default=TEXT, help="what to speak")
     parser.add_argument("--warmup", type=whole(0), default=1, metavar="N", help="runs that do not count")
     parser.add_argument("--runs", type=whole(1), default=5, metavar="N", help="runs that count")
@@ -78,6 +80,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from voxedge.runtime.noise import fresh_seed
 
     seed = fresh_seed() if arguments.seed is None else arguments.seed
+    if arguments.compare is not None:
+        from voxedge.runtime.cli.bench_compare import compare
+
+        if arguments.bundle is not None:
+            raise UsageError(f"expected --compare A B or one bundle, found {arguments.bundle} beside --compare")
+        return compare(arguments, console, seed)
     with open_synthesizer(arguments.bundle, arguments, console) as synthesizer:
         runs = []
         with console.progress() as progress:
@@ -103,9 +111,11 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def measure(synthesizer: Synthesizer, arguments: argparse.Namespace, seed: int) -> Run:
-    """Speak once."""
-    config = synthesis_config(synthesizer, arguments)
+def measure(
+    synthesizer: Synthesizer, arguments: argparse.Namespace, seed: int, config: SynthesisConfig | None = None
+) -> Run:
+    """Speak once, with the flags that were given or with other options."""
+    config = config or synthesis_config(synthesizer, arguments)
     audio = synthesizer.synthesize(arguments.text, description=arguments.description, seed=seed, config=config)
     timing = audio.timing
     return Run(timing.wall_s, timing.first_audio_s, timing.audio_s, timing.tokens)
