@@ -84,7 +84,8 @@ def _measure(
         return speak
 
     spoken = [Spoken(speaker(voice, config)) for voice, config in zip(voices, configs, strict=True)]
-    ratio = compare_speed(*spoken, {}, rounds=arguments.runs, budget_s=float("inf"))
+    first_voice, second_voice = spoken
+    ratio = compare_speed(first_voice, second_voice, {}, rounds=arguments.runs, budget_s=float("inf"))
     progress("runs", total, total)
     return colds, spoken, ratio
 
