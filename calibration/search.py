@@ -48,16 +48,6 @@ _MARGIN_DB = 0.5  # between the portable flavour, which is tried, and others, wh
 
 
 @dataclass(frozen=True, slots=True)
-class SearchConfig:
-    """What is searched for."""
-
-    target_snr_db: float
-    """Every output of every graph must reach it."""
-    unit: UnitKind = "layer"
-    """Whether single layers or whole blocks are kept higher; blocks are faster to search in very deep models."""
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """What was chosen."""
 
@@ -67,38 +57,54 @@ class Found:
     """By what it was chosen."""
 
 
-def search_precisions(
-    bundle: Bundle,
-    config: QuantiseConfig,
-    statistics: Statistics | None,
-    search: SearchConfig,
-    recording: Recording,
-    on_progress: Progress,
-) -> Found:
-    """Choose a precision for every layer of every graph.
+class PrecisionSearch:
+    """All graphs of a bundle; may be asked for several targets, and runs no version of a graph twice."""
 
-    Args:
-        bundle: At FP32.
-        config: Options; `base` is what layers get that may have it, `rules` are followed.
-        statistics: Of the bundle's activations, where the precision needs them.
-        search: What must be reached.
-        recording: What the graphs were given while the bundle spoke.
-        on_progress: Told about every version that is run.
+    def __init__(
+        self,
+        bundle: Bundle,
+        config: QuantiseConfig,
+        statistics: Statistics | None,
+        recording: Recording,
+        unit: UnitKind = "layer",
+    ) -> None:
+        """Run every graph as it is.
 
-    Raises:
-        ConfigError: A graph was not reached by the recording, or a rule cannot be followed.
-        InputError: The precision needs statistics.
-    """
-    nodes = layers_of(bundle)
-    rules: list[Rule] = []
-    graphs = []
-    for name in nodes:
-        task = _Task(bundle, name, nodes, config, statistics, search)
-        chosen, found = task.solve(recording, lambda done, total, name=name: on_progress(f"trying {name}", done, total))  # type: ignore[misc]
-        graphs.append(found)
-        rules += chosen
-    mixed = dataclasses.replace(config, precision="mixed", rules=(*rules, *config.rules))
-    return Found(mixed, Sensitivity(config.base, search.unit, search.target_snr_db, tuple(graphs)))
+        Args:
+            bundle: At FP32.
+            config: Options; `base` is what layers get that may have it, `rules` are followed.
+            statistics: Of the bundle's activations, where the precision needs them.
+            recording: What the graphs were given while the bundle spoke.
+            unit: Whether single layers or whole blocks are kept higher; blocks are faster to search in deep models.
+
+        Raises:
+            ConfigError: A graph was not reached by the recording, or a rule cannot be followed.
+        """
+        self._config, self._unit = config, unit
+        nodes = layers_of(bundle)
+        plan_layers(nodes, config.base, config.rules)  # refuses a rule that matches nothing
+        self._tasks = [
+            _Task(bundle, name, nodes[name], config, statistics, recording, unit) for name in nodes if nodes[name]
+        ]
+
+    def find(self, target_snr_db: float, on_progress: Progress) -> Found:
+        """Choose a precision for every layer of every graph.
+
+        Args:
+            target_snr_db: Every output of every graph must reach it.
+            on_progress: Told about every layer that is looked at.
+
+        Raises:
+            InputError: The precision needs statistics.
+        """
+        rules: list[Rule] = []
+        graphs = []
+        for task in self._tasks:
+            chosen, found = task.solve(target_snr_db + _MARGIN_DB, on_progress)
+            graphs.append(found)
+            rules += chosen
+        mixed = dataclasses.replace(self._config, precision="mixed", rules=(*rules, *self._config.rules))
+        return Found(mixed, Sensitivity(self._config.base, self._unit, target_snr_db, tuple(graphs)))
 
 
 class _Task:
@@ -108,34 +114,35 @@ class _Task:
         self,
         bundle: Bundle,
         name: str,
-        nodes: Mapping[str, Sequence[WeightedNode]],
+        nodes: Sequence[WeightedNode],
         config: QuantiseConfig,
         statistics: Statistics | None,
-        search: SearchConfig,
+        recording: Recording,
+        unit: UnitKind,
     ) -> None:
-        self._bundle, self._name, self._search = bundle, name, search
-        self._nodes, self._config, self._statistics = nodes[name], config, statistics
-        known = {rule for rule in config.rules if any(rule.matches(name, node.path) for node in self._nodes)}
-        self._rules = [rule for rule in config.rules if rule in known]  # those of other graphs would match nothing
+        self._bundle, self._name, self._unit = bundle, name, unit
+        self._nodes, self._config, self._statistics = nodes, config, statistics
+        # Rules of other graphs would match nothing here, and count as mistakes.
+        self._rules = [rule for rule in config.rules if any(rule.matches(name, node.path) for node in nodes)]
         self._spec: GraphSpec = bundle.manifest.graph(name)
+        self._trials = GraphTrials(bundle, self._spec, spread(recording.calls(name), _CALLS), self._rewrite)
 
-    def solve(
-        self, recording: Recording, on_progress: Callable[[int, int], None]
-    ) -> tuple[list[Rule], GraphSensitivity]:
+    def solve(self, target: float, on_progress: Progress) -> tuple[list[Rule], GraphSensitivity]:
         """Rules for the graph's own layers, and what they were chosen by."""
-        calls = spread(recording.calls(self._name), _CALLS)
-        trials = GraphTrials(self._bundle, self._spec, calls, self._rewrite)
-        target, base = self._search.target_snr_db + _MARGIN_DB, self._config.base
+        trials, base = self._trials, self._config.base
         lower = self._plan(base)
         all_snr = trials.snr_db(lower)
         if all_snr >= target:
             return [], GraphSensitivity(self._name, (), all_snr, all_snr, base, trials.count)
-        stored = {node.path: node.stored for node in self._nodes}
-        units = measure_units(trials, stored, lower, self._search.unit, on_progress)
-        for higher in LADDER[base]:
+        stored: PrecisionMap = {node.path: node.stored for node in self._nodes}
+        units = measure_units(
+            trials, stored, lower, self._unit, lambda done, total: on_progress(f"trying {self._name}", done, total)
+        )
+        higher, kept, snr = base, 0, all_snr
+        for higher in LADDER[self._config.base]:
             snr = trials.snr_db(self._plan(higher))
             if snr >= target:
-                kept, snr = self._fewest(trials, units, (base, higher), (target, snr))
+                kept, snr = self._fewest(units, (base, higher), (target, snr))
                 break
             base = higher
         marked = tuple(
@@ -146,7 +153,6 @@ class _Task:
 
     def _fewest(
         self,
-        trials: GraphTrials,
         units: Sequence[UnitSensitivity],
         precisions: tuple[LayerPrecision, LayerPrecision],
         known: tuple[float, float],
@@ -154,7 +160,6 @@ class _Task:
         """How many of the first units must be higher, and what that reaches.
 
         Args:
-            trials: Of the graph.
             units: The most sensitive first.
             precisions: Of the others, and of those.
             known: What must be reached, and what all units at the higher precision reach.
@@ -164,15 +169,15 @@ class _Task:
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
             kept = {path for unit in units[:middle] for path in unit.layers}
-            snr = trials.snr_db({path: (upper if path in kept else lower)[path] for path in lower})
+            snr = self._trials.snr_db({path: (upper if path in kept else lower)[path] for path in lower})
             if snr >= target:
                 enough, reached = middle, snr
             else:
                 too_few = middle
         return enough, reached
 
-    def _plan(self, base: LayerPrecision, rules: Sequence[Rule] = ()) -> PrecisionMap:
-        return plan_layers({self._name: self._nodes}, base, (*rules, *self._rules))[self._name]
+    def _plan(self, base: LayerPrecision) -> PrecisionMap:
+        return plan_layers({self._name: self._nodes}, base, self._rules)[self._name]
 
     def _base_rules(self, base: LayerPrecision) -> list[Rule]:
         """Where the whole graph had to go higher: its layers by name, so that islands stay what they are."""

@@ -100,12 +100,21 @@ class GraphTrials:
             raise ConfigError(f"graph {spec.name}: expected recorded calls to measure with, found none")
         self._spec, self._calls, self._rewrite = spec, calls, rewrite
         self._expected: Outputs = run_calls(bundle.graph_path(spec), spec, calls)
-        self.count = 0
+        self._known: dict[tuple[tuple[str, LayerPrecision], ...], float] = {}
+
+    @property
+    def count(self) -> int:
         """Versions that were run."""
+        return len(self._known)
 
     def snr_db(self, layers: PrecisionMap) -> float:
         """Signal-to-noise ratio of the worst output of the worst call; -200 dB for a version that cannot be run."""
-        self.count += 1
+        key = tuple(sorted(layers.items()))
+        if key not in self._known:
+            self._known[key] = self._run(layers)
+        return self._known[key]
+
+    def _run(self, layers: PrecisionMap) -> float:
         with TemporaryDirectory(prefix="voxedge-trial-") as folder:
             path = self._rewrite(Path(folder), layers)
             try:

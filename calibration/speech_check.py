@@ -7,7 +7,8 @@ of the pipeline does. Does not look at single graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,14 +95,14 @@ def check_speech(
         BackendUnavailableError: ONNX Runtime is not installed.
     """
     findings = SpeechFindings()
-    expected = None if reference is None else _speak_reference(reference, plan.probes, recording, on_progress)
+    expected = None if reference is None else speak_reference(reference, plan.probes, recording, on_progress)
     try:
         with Speaker(bundle) as speaker:
             for place, probe in enumerate(plan.probes):
                 on_progress("speaking", place, len(plan.probes))
                 if expected is None:
-                    own = speaker.speak(probe, part := _recording(place))
-                    recording.extend(part)
+                    with _recorded(recording, place) as part:
+                        own = speaker.speak(probe, part)
                     _add_alone(probe, own, plan, findings)
                 else:
                     _add_beside(probe, expected[place], speaker, plan, findings)
@@ -188,22 +189,32 @@ def first_divergence(expected: tuple[int, ...], found: tuple[int, ...]) -> int |
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
 
 
-def _recording(place: int) -> Recording:
-    """Most calls are kept of the first utterance; a few of the others show that it was no exception."""
-    return Recording(limit=_FURTHER_CALLS) if place else Recording()
+@contextmanager
+def _recorded(recording: Recording, place: int) -> Iterator[Recording]:
+    """Most calls are kept of the first utterance, a few of the others, and those before an error of any."""
+    part = Recording(limit=_FURTHER_CALLS) if place else Recording()
+    try:
+        yield part
+    finally:
+        recording.extend(part)
 
 
-def _speak_reference(
+def speak_reference(
     reference: Bundle, probes: Sequence[Probe], recording: Recording, on_progress: Progress
 ) -> list[Spoken]:
+    """Let a bundle say all probes and record its graphs.
+
+    Raises:
+        InputError: It cannot speak.
+    """
     found = []
     try:
         with Speaker(reference) as speaker:
             for place, probe in enumerate(probes):
                 on_progress("speaking with the reference", place, len(probes))
-                found.append(speaker.speak(probe, part := _recording(place)))
+                with _recorded(recording, place) as part:
+                    found.append(speaker.speak(probe, part))
                 check_audio(found[-1].samples)
-                recording.extend(part)
     except (BundleError, InferenceError) as error:
         raise InputError(
             f"expected a reference that speaks, {reference.root} does not: {error}; export the checkpoint again with "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 from voxedge.calibration.gate import GATES, gate_of, graph_checks, graph_failures
@@ -22,6 +23,7 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError
 from voxedge.engines.gate import Gate
 from voxedge.engines.manifest import Manifest
+from voxedge.engines.readiness import Verdict, files_digest, record_verdict
 
 __all__ = [
     "GATES",
@@ -31,6 +33,7 @@ __all__ = [
     "Verification",
     "VerifyConfig",
     "VerifyReport",
+    "record",
     "verify",
     "verify_bundle",
 ]
@@ -122,6 +125,22 @@ def verify(
         notes=(*notes, *speech.notes),
     )
     return Verification(report, bundle, base, tuple(speech.sounds))
+
+
+def record(found: Verification) -> Path:
+    """Leave the report in the bundle, which is how it becomes ready, or not; gives the report's path.
+
+    Raises:
+        OSError: The folder may not be written to, or the disk is full.
+    """
+    verdict = Verdict(
+        files=files_digest(found.bundle.manifest),
+        passed=found.report.passed,
+        reference="" if found.reference is None else files_digest(found.reference.manifest),
+        failures=found.report.failures,
+        created_by=f"voxedge {version('voxedge')}",
+    )
+    return record_verdict(found.bundle, verdict, found.report.to_json())
 
 
 def _sizes(manifest: Manifest, reference: Manifest | None) -> tuple[GraphSize, ...]:

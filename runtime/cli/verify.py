@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from voxedge.engines.errors import QualityError
 from voxedge.engines.files import write_atomically
-from voxedge.runtime.cli.common import Verbs, version, whole
+from voxedge.runtime.cli.common import Verbs, whole
 from voxedge.runtime.cli.console import Console, table
 
 if TYPE_CHECKING:
@@ -105,18 +105,10 @@ def _recogniser(name: str, probes: tuple[Probe, ...]) -> tuple[Recogniser | None
 
 def _record(found: Verification, console: Console) -> None:
     """Leave the report in the bundle; a folder that may not be written to is no reason to fail."""
-    from voxedge.engines.readiness import Verdict, files_digest, record_verdict
+    from voxedge.calibration.verify import record
 
-    reference = "" if found.reference is None else files_digest(found.reference.manifest)
-    verdict = Verdict(
-        files=files_digest(found.bundle.manifest),
-        passed=found.report.passed,
-        reference=reference,
-        failures=found.report.failures,
-        created_by=f"voxedge {version()}",
-    )
     try:
-        record_verdict(found.bundle, verdict, found.report.to_json())
+        record(found)
     except OSError as error:
         console.warn(f"the report could not be left in the bundle, so it does not count as verified: {error}")
 

@@ -13,7 +13,7 @@ from voxedge.calibration.quantise.bundle import quantise_bundle
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.plan import Rule
 from voxedge.calibration.recording import Recording
-from voxedge.calibration.search import Found, SearchConfig, search_precisions
+from voxedge.calibration.search import Found, PrecisionSearch
 from voxedge.calibration.sensitivity import Sensitivity, kept_layers, spread, units_of
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import ConfigError
@@ -73,7 +73,7 @@ def recording() -> Recording:
 
 def search(toy: Bundle, recording: Recording, target_db: float, **options: object) -> Found:
     config = QuantiseConfig("mixed", **{"base": "int8-weight", **options})  # type: ignore[arg-type]
-    return search_precisions(toy, config, None, SearchConfig(target_db), recording, lambda step, done, total: None)
+    return PrecisionSearch(toy, config, None, recording).find(target_db, lambda step, done, total: None)
 
 
 # One rounding of 32 normal weights to a step of max / 127 is 2.3 / 127 / sqrt(12) of them: 45 dB; the kernel that ONNX
@@ -109,6 +109,14 @@ def test_a_graph_that_is_good_enough_is_not_taken_apart(toy: Bundle, recording: 
     found = search(toy, recording, -50.0)
     (graph,) = found.sensitivity.graphs
     assert (graph.units, graph.trials, found.config.rules) == ((), 1, ())
+
+
+def test_no_version_is_run_twice(toy: Bundle, recording: Recording) -> None:
+    search = PrecisionSearch(toy, QuantiseConfig("mixed", base="int8-weight"), None, recording)
+    first = search.find(TARGET_DB, lambda step, done, total: None).sensitivity.graphs[0]
+    again = search.find(TARGET_DB + 1.0, lambda step, done, total: None).sensitivity.graphs[0]
+    assert (first.trials, again.trials) == (again.trials, first.trials)
+    assert again.units == first.units
 
 
 def test_where_one_step_is_not_enough_the_next_is_taken(toy: Bundle, recording: Recording) -> None:
