@@ -222,6 +222,8 @@ def _explain(graph: GraphSpec, errors: list[str], needed_bytes: int) -> str:
     if "FP32 GEMM is not supported" in said:
         way = "export with --precision fp16, or leave" if graph.precision == "fp32" else "leave"
         return f"{text}. SM75 has no FP32 matrix products, not even in an FP16 graph's FP32 parts: {way} 75 out of --sm"
+    if "driver version is insufficient" in said:
+        return f"{text}. The NVIDIA driver is older than this library's CUDA: update it; `voxedge doctor` shows both"
     if "Could not find any implementation" in said or "OutOfMemory" in said:
         return f"{text}. It may lack memory (about {files.format_bytes(needed_bytes)}): close programs or add swap"
     return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ class TensorRtDouble:
 
     def __init__(self, version: str, cuda: CudaDouble) -> None:
         self.__version__ = VERSIONS[version]
+        self.__spec__ = ModuleSpec("tensorrt", None)  # others look for modules, too: torch does
         self._version, self._cuda = version, cuda
         self._made: dict[str, Any] = dict(BASES)
 
