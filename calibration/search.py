@@ -22,7 +22,6 @@ from voxedge.calibration.sensitivity import (
     GraphSensitivity,
     GraphTrials,
     Sensitivity,
-    UnitKind,
     UnitSensitivity,
     measure_units,
     spread,
@@ -66,26 +65,23 @@ class PrecisionSearch:
         config: QuantiseConfig,
         statistics: Statistics | None,
         recording: Recording,
-        unit: UnitKind = "layer",
     ) -> None:
         """Run every graph as it is.
 
         Args:
             bundle: At FP32.
-            config: Options; `base` is what layers get that may have it, `rules` are followed.
+            config: Options; `base` is what layers get that may have it, `rules` are followed, `unit` is what is kept
+                higher.
             statistics: Of the bundle's activations, where the precision needs them.
             recording: What the graphs were given while the bundle spoke.
-            unit: Whether single layers or whole blocks are kept higher; blocks are faster to search in deep models.
 
         Raises:
             ConfigError: A graph was not reached by the recording, or a rule cannot be followed.
         """
-        self._config, self._unit = config, unit
+        self._config = config
         nodes = layers_of(bundle)
         plan_layers(nodes, config.base, config.rules)  # refuses a rule that matches nothing
-        self._tasks = [
-            _Task(bundle, name, nodes[name], config, statistics, recording, unit) for name in nodes if nodes[name]
-        ]
+        self._tasks = [_Task(bundle, name, nodes[name], config, statistics, recording) for name in nodes if nodes[name]]
 
     def find(self, target_snr_db: float, on_progress: Progress) -> Found:
         """Choose a precision for every layer of every graph.
@@ -104,7 +100,7 @@ class PrecisionSearch:
             graphs.append(found)
             rules += chosen
         mixed = dataclasses.replace(self._config, precision="mixed", rules=(*rules, *self._config.rules))
-        return Found(mixed, Sensitivity(self._config.base, self._unit, target_snr_db, tuple(graphs)))
+        return Found(mixed, Sensitivity(self._config.base, self._config.unit, target_snr_db, tuple(graphs)))
 
 
 class _Task:
@@ -118,9 +114,8 @@ class _Task:
         config: QuantiseConfig,
         statistics: Statistics | None,
         recording: Recording,
-        unit: UnitKind,
     ) -> None:
-        self._bundle, self._name, self._unit = bundle, name, unit
+        self._bundle, self._name = bundle, name
         self._nodes, self._config, self._statistics = nodes, config, statistics
         # Rules of other graphs would match nothing here, and count as mistakes.
         self._rules = [rule for rule in config.rules if any(rule.matches(name, node.path) for node in nodes)]
@@ -136,7 +131,11 @@ class _Task:
             return [], GraphSensitivity(self._name, (), all_snr, all_snr, base, trials.count)
         stored: PrecisionMap = {node.path: node.stored for node in self._nodes}
         units = measure_units(
-            trials, stored, lower, self._unit, lambda done, total: on_progress(f"trying {self._name}", done, total)
+            trials,
+            stored,
+            lower,
+            self._config.unit,
+            lambda done, total: on_progress(f"trying {self._name}", done, total),
         )
         higher, kept, snr = base, 0, all_snr
         for higher in LADDER[self._config.base]:

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from voxedge.calibration.collect import CollectConfig, collect_statistics
-from voxedge.calibration.quantise.bundle import quantise_bundle
+from voxedge.calibration.mixed import quantise_as_asked
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.sets import CalibrationSet
 from voxedge.engines.bundle import Bundle
@@ -58,6 +58,6 @@ def export_calibrated(
         statistics = collect_statistics(
             bundle, calibration_set, Path(folder) / "statistics.safetensors", CollectConfig(), report
         )
-        return quantise_bundle(
+        return quantise_as_asked(
             bundle.root, output, dataclasses.replace(quantise, overwrite=config.overwrite), statistics, report
         )

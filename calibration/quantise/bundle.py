@@ -26,6 +26,7 @@ from voxedge.calibration.quantise.weight_only import layer_spec, store_weights
 from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle, BundleWriter
 from voxedge.engines.errors import ConfigError, InputError
+from voxedge.engines.gate import Gate
 from voxedge.engines.manifest import Flavour, GraphSpec, LayerSpec, Manifest, ManifestDraft
 
 _log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def quantise_bundle(
     config: QuantiseConfig,
     statistics: Statistics | None = None,
     on_progress: ProgressCallback | None = None,
+    reports: Mapping[str, bytes] | None = None,
 ) -> Bundle:
     """Write a quantised copy of a bundle.
 
@@ -49,6 +51,7 @@ def quantise_bundle(
         config: Options.
         statistics: Of the activations of the source's FP32 graphs, where the options need them.
         on_progress: Told about every block of weights read.
+        reports: Further files of the new bundle, by path.
 
     Returns:
         The new bundle; `GraphSpec.layers` says what became of every layer.
@@ -77,11 +80,14 @@ def quantise_bundle(
             specs += written
             notes.append(note)
         write_notes(writer.path(REPORT), config, statistics, notes)
-        kept = {path for graph in bundle.manifest.graphs for path in (graph.path, graph.data)} | {REPORT}
+        for relative, content in (reports or {}).items():
+            writer.path(relative).write_bytes(content)
+        own = {REPORT, *(reports or {})}
+        kept = {path for graph in bundle.manifest.graphs for path in (graph.path, graph.data)} | own
         for relative in bundle.manifest.files:
             if relative not in kept:
                 shutil.copyfile(bundle.path(relative), writer.path(relative))
-        return writer.commit(_draft(bundle.manifest, tuple(specs)))
+        return writer.commit(_draft(bundle.manifest, tuple(specs), config))
 
 
 def layers_of(bundle: Bundle) -> dict[str, tuple[WeightedNode, ...]]:
@@ -216,7 +222,7 @@ def rounded_spec(
     )
 
 
-def _draft(manifest: Manifest, graphs: tuple[GraphSpec, ...]) -> ManifestDraft:
+def _draft(manifest: Manifest, graphs: tuple[GraphSpec, ...], config: QuantiseConfig) -> ManifestDraft:
     return ManifestDraft(
         system=manifest.system,
         settings=manifest.settings,
@@ -224,6 +230,7 @@ def _draft(manifest: Manifest, graphs: tuple[GraphSpec, ...]) -> ManifestDraft:
         source=manifest.source,
         created_by=f"voxedge {version('voxedge')}",
         note=manifest.note,
+        gate=None if config.min_snr_db is None else Gate(min_graph_snr_db=config.min_snr_db),
     )
 
 

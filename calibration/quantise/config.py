@@ -5,6 +5,7 @@ In: options of the command line or of a script. Out: one frozen record, checked.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,12 +41,22 @@ class QuantiseConfig:
     """Whether outliers of such activations are moved into weights (SmoothQuant)."""
     cpu_form: Literal["auto", "integer", "float"] = "auto"
     """How ONNX Runtime's CPU computes `int8` graphs that exist once; `auto` measures both and keeps the faster."""
+    min_snr_db: float | None = None
+    """For `mixed`: signal to noise that every output of every graph must reach, a limit that the bundle keeps. Layers
+    that mind most are kept higher until it is reached (`calibration.mixed`); None leaves all to the rules."""
+    unit: Literal["layer", "block"] = "layer"
+    """Whether that search keeps single layers or whole blocks higher; blocks are faster in very deep models."""
     overwrite: bool = False
     """Replace an existing bundle."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigError(f"expected --precision among {', '.join(PRECISIONS)}, found {self.precision!r}")
+        if self.min_snr_db is not None and (self.precision != "mixed" or not math.isfinite(self.min_snr_db)):
+            raise ConfigError(
+                f"expected --precision mixed for --min-snr, a number of dB, found {self.precision} and "
+                f"{self.min_snr_db:g}; other precisions are not searched for"
+            )
         if self.ranges not in METHODS:
             raise ConfigError(f"expected --ranges among {', '.join(METHODS)}, found {self.ranges!r}")
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:

@@ -14,11 +14,12 @@ from voxedge.engines.errors import InputError, MissingResourceError
 from voxedge.engines.files import format_bytes, free_bytes
 from voxedge.runtime.cli.common import Verbs, needs_extra, number, whole
 from voxedge.runtime.cli.console import Console
-from voxedge.runtime.cli.quantise import PRECISIONS, add_options, config_of
+from voxedge.runtime.cli.quantise import PRECISIONS, add_options, config_of, judged
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from voxedge.calibration.quantise.config import QuantiseConfig
     from voxedge.engines.bundle import Bundle
     from voxedge.export.config import ExportConfig
 
@@ -84,12 +85,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         "note": manifest.note,
     }
     console.result(data, f"{bundle.root}: {manifest.system}, {len(manifest.graphs)} graphs, {format_bytes(written)}")
-    return 0
+    return judged(bundle, console)
 
 
 def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progress) -> Bundle:
     """Straight from the checkpoint, or by way of an FP32 bundle that is calibrated."""
-    if config.quantise is None or not _needs_speech(arguments):
+    if config.quantise is None or not _needs_speech(arguments, config.quantise):
         from voxedge.export.systems import export_checkpoint
 
         return export_checkpoint(arguments.checkpoint, arguments.output, config, progress)
@@ -100,7 +101,7 @@ def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progr
     return export_calibrated(arguments.checkpoint, arguments.output, config, config.quantise, calibration_set, progress)
 
 
-def _needs_speech(arguments: argparse.Namespace) -> bool:
+def _needs_speech(arguments: argparse.Namespace, quantise: QuantiseConfig) -> bool:
     """Whether the weights cannot be rounded before the voice has spoken.
 
     Raises:
@@ -111,7 +112,7 @@ def _needs_speech(arguments: argparse.Namespace) -> bool:
             "expected no --statistics for a checkpoint, as they are of one FP32 bundle; quantise that bundle with "
             "`voxedge quantise`, or leave it to --calibrate SET"
         )
-    return arguments.calibrate is not None or arguments.precision == "int8"
+    return arguments.calibrate is not None or quantise.precision == "int8" or quantise.min_snr_db is not None
 
 
 def predicted_bytes(checkpoint: Path, precision: str) -> int:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.bundle import Bundle
+from voxedge.engines.errors import QualityError
 from voxedge.engines.files import format_bytes
-from voxedge.runtime.cli.common import Verbs, needs_extra
+from voxedge.runtime.cli.common import Verbs, needs_extra, number
 from voxedge.runtime.cli.console import Console, table
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("int8", "int8-weight", "int4-weight", "mixed")
 """What quantising gives; `voxedge export` knows fp32 and fp16 besides."""
+
+DEFAULT_MIN_SNR_DB = 25.0
+"""An error of 6 % of the signal."""
 
 _HEADER = ("graph", "precision", "size", "of source", "layers")
 
@@ -51,6 +55,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how the CPU computes int8 decoders and vocoders (default: measure, keep the faster)",
     )
     group.add_argument(
+        "--min-snr",
+        type=number(-100.0, 200.0),
+        metavar="DB",
+        help="for mixed: keep the layers that mind most higher until every output of every graph has this signal to "
+        f"noise (default without --layer: {DEFAULT_MIN_SNR_DB:g})",
+    )
+    group.add_argument(
+        "--base",
+        choices=PRECISIONS[:3],
+        default="int8-weight",
+        help="for mixed: of layers that are not kept higher",
+    )
+    group.add_argument("--by", choices=("layer", "block"), default="layer", help="for mixed: what is kept higher")
+    group.add_argument(
         "--layer",
         action="append",
         default=[],
@@ -62,11 +80,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Quantise and say what came of it."""
     with needs_extra("export"):
-        from voxedge.calibration.quantise.bundle import quantise_bundle
+        from voxedge.calibration.mixed import quantise_as_asked
     config = config_of(arguments, arguments.precision)
     with console.progress() as progress, needs_extra("export"):
         statistics = statistics_of(arguments)
-        bundle = quantise_bundle(arguments.bundle, arguments.output, config, statistics, progress)
+        bundle = quantise_as_asked(arguments.bundle, arguments.output, config, statistics, progress)
     source = Bundle.open(arguments.bundle)
     rows = _rows(bundle, source)
     data = {"bundle": str(bundle.root), "precision": config.precision, "graphs": rows}
@@ -74,7 +92,18 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     console.result(
         data, f"{text}\n{bundle.root}: {_total(bundle)}, the source has {_total(Bundle.open(arguments.bundle))}"
     )
-    return 0
+    return judged(bundle, console)
+
+
+def judged(bundle: Bundle, console: Console) -> int:
+    """Exit code 5 where a bundle was verified and its gate is closed; it is there nevertheless, and not ready."""
+    from voxedge.engines.readiness import readiness
+
+    found = readiness(bundle)
+    if found.state != "failed":
+        return 0
+    console.warn(f"{bundle.root} is the best that was found, and is not ready: {found.reason}")
+    return QualityError.exit_code
 
 
 def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
@@ -86,6 +115,9 @@ def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
     from voxedge.calibration.quantise.config import QuantiseConfig
     from voxedge.calibration.quantise.plan import parse_rule
 
+    min_snr_db = arguments.min_snr
+    if precision == "mixed" and not arguments.layer and min_snr_db is None:
+        min_snr_db = DEFAULT_MIN_SNR_DB
     return QuantiseConfig(
         precision=precision,  # type: ignore[arg-type]  # checked by the record itself
         block_size=arguments.block,
@@ -93,6 +125,9 @@ def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
         ranges=arguments.ranges,
         smooth=not arguments.no_smooth,
         cpu_form=arguments.cpu_form,
+        base=arguments.base,
+        min_snr_db=min_snr_db,
+        unit=arguments.by,
         overwrite=arguments.force,
     )
 

@@ -93,6 +93,8 @@ class Config:
     overwrite: bool
     components: tuple[str, ...]
     note: str
+    codec_precision: str = "fp32"
+    quantise: Any = None
 
 
 def checkpoint(folder: Path) -> Path:
