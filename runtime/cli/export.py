@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         note=arguments.note,
         quantise=config_of(arguments, arguments.precision) if rounded else None,
     )
-    with console.progress() as progress:
+    with console.progress() as progress, needs_extra("export"):
         bundle = _export(arguments, config, progress)
     manifest = bundle.manifest
     written = sum(record.size for record in manifest.files.values())
