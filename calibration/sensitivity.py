@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from voxedge.calibration import metrics
-from voxedge.calibration.graph_check import Outputs, run_calls
+from voxedge.calibration.backends import Outputs, run_calls
 from voxedge.calibration.replay import Feeds
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InferenceError

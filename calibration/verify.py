@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
+from voxedge.calibration.backends import GraphRunner
 from voxedge.calibration.gate import GATES, gate_of, graph_checks, graph_failures
 from voxedge.calibration.graph_check import Progress, check_graphs
 from voxedge.calibration.recogniser import Recogniser
@@ -22,6 +23,7 @@ from voxedge.calibration.speech_check import Sounds, SpeechPlan, check_speech
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError
 from voxedge.engines.gate import Gate
+from voxedge.engines.loader import Backend
 from voxedge.engines.manifest import Manifest
 from voxedge.engines.readiness import Verdict, files_digest, record_verdict
 
@@ -49,6 +51,8 @@ class VerifyConfig:
     """Limits by precision; the manifest's own go before them."""
     recogniser: Recogniser | None = None
     """Who listens; None for nobody."""
+    backend: Backend = "cpu"
+    """Where the graphs are run; the speech that they are recorded from is the CPU's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ def verify_bundle(
         BundleError: A file is not what the manifest says, or the bundle is of an unknown system.
         ConfigError: There is no gate for one of the bundle's precisions, or nothing to say.
         InputError: The reference is of another model, or cannot speak.
-        BackendUnavailableError: ONNX Runtime is not installed, or too old for a graph.
+        BackendUnavailableError: ONNX Runtime is not installed, or too old for a graph; or the backend is not there.
+        EngineMismatchError: TensorRT was asked for, and a graph has no engine that fits.
 
     Example:
         >>> verify_bundle(Path("moe-tts-fp16"), Path("moe-tts-fp32")).passed  # doctest: +SKIP
@@ -105,9 +110,12 @@ def verify(
     own = manifest.gate or Gate()
     gate = own.over(gate_of(precisions, config.gates))
     notes = [] if base is None else _check_same_model(manifest, base.manifest)
+    if config.backend != "cpu":
+        GraphRunner(bundle, config.backend).close()  # what is missing is said before anything takes time
+        notes.append(f"the graphs were run on {config.backend}, beside the CPU; the speech is the CPU's")
     recording = Recording()
     speech = check_speech(bundle, base, SpeechPlan(config.probes, gate, config.recogniser), recording, progress)
-    graphs, failures = check_graphs(bundle, base, recording, progress)
+    graphs, failures = check_graphs(bundle, base, recording, progress, config.backend)
     checks = [check for graph in graphs for check in graph_checks(graph, own.over(config.gates[graph.precision]))]
     checks += speech.checks
     for graph in graphs:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _HEADER = ("graph", "flavour", "against", "SNR dB", "cosine", "max error", "finite")
 _ADVICE = "FAILED: do not use this bundle; export it again, with --precision fp32 where only precision fails"
+BACKENDS = ("cpu", "cuda", "tensorrt", "tensorrt_rtx")
 RECOGNISERS = ("auto", "pocketsphinx", "none")
 
 
@@ -38,6 +39,9 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--lines", type=whole(1), metavar="N", help="say the first N lines alone")
     parser.add_argument("--max-tokens", type=whole(1), metavar="N", help="speech tokens of one utterance at most")
     parser.add_argument("--recogniser", choices=RECOGNISERS, default="auto", help="who listens, for word error rates")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="cpu", help="run the graphs there, beside the CPU; leaves no report"
+    )
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page to look at and listen to")
     parser.add_argument("--no-record", action="store_true", help="leave no report in the bundle")
@@ -50,10 +54,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     probes = _probes(arguments)
     recogniser, unheard = _recogniser(arguments.recogniser, probes)
+    config = VerifyConfig(probes=probes, recogniser=recogniser, backend=arguments.backend)
     with console.progress() as progress:
-        found = verify(
-            arguments.bundle, arguments.reference, progress, VerifyConfig(probes=probes, recogniser=recogniser)
-        )
+        found = verify(arguments.bundle, arguments.reference, progress, config)
     report = found.report
     if unheard:
         report = dataclasses.replace(report, notes=(*report.notes, unheard))
@@ -65,7 +68,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         from voxedge.calibration.page import render_page
 
         write_atomically(arguments.html, render_page(found).encode("utf-8", "replace"))
-    if not arguments.no_record:
+    if not arguments.no_record and arguments.backend == "cpu":  # readiness is a matter of the bundle, not of a device
         _record(found, console)
     for note in report.notes:
         console.note(note)

@@ -57,6 +57,7 @@ class Moss:
             raise BundleError(
                 f"expected a whole MOSS-TTS, this bundle lacks {', '.join(missing)}; export it without --components"
             )
+        loader.require(*GRAPHS[self.settings.kind])
         self._bundle, self._loader = bundle, loader
         self._tokenizer = ChatTokenizer.from_file(bundle.path("tokenizer/tokenizer.json"), ())
         self._builder = PromptBuilder(self.settings, self._tokenizer)

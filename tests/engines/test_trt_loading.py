@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cache_graphs import cache_spec, write_cache_bundle
 from trt_double import VERSIONS, CudaDouble, install
-from trt_double.building import TIMING_MAGIC
+from trt_double.building import TIMING_MAGIC, read_plan
 from trt_double.running import Runtime
 
 from voxedge.engines import gpu, stamps
@@ -261,6 +261,17 @@ def test_a_timing_cache_that_cannot_be_saved_costs_no_engine(
     assert all(
         record.built for record in build_bundle(bundle, BuildConfig(target="trt", timing_cache=folder), force=True)
     )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_fp32_is_fp32(version: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT would round FP32 products to TF32 unless told not to."""
+    install(monkeypatch, version, CudaDouble())
+    target = "rtx" if version.startswith("rtx") else "trt"
+    [record, _] = build_bundle(bundle, BuildConfig(target=target))  # type: ignore[arg-type]
+    plan = read_plan(record.path.read_bytes())
+    assert plan is not None
+    assert plan[0]["tf32"] is False
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -136,7 +136,7 @@ class ITimingCache(Guarded):
 class IBuilderConfig(Guarded):
     def __init__(self, logger: ILogger) -> None:
         self._logger = logger
-        self._flags: set[int] = set()
+        self._flags: set[int] = {int(self._trt.BuilderFlag.TF32)}  # the only one that is on by default
         self._profiles: list[IOptimizationProfile] = []
         self._devices: dict[int, Any] = {}
         self._pools: dict[int, int] = {}
@@ -155,6 +155,9 @@ class IBuilderConfig(Guarded):
 
     def get_flag(self, flag: Any) -> bool:
         return int(flag) in self._flags
+
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(int(flag))
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         if any(
@@ -211,6 +214,7 @@ class Builder(Guarded):
             "profiles": [profile._shapes for profile in config._profiles] or [{}],
             "stripped": stripped,
             "refittable": stripped or config.get_flag(flags.REFIT),
+            "tf32": config.get_flag(flags.TF32),
             "streaming": config.get_flag(flags.WEIGHT_STREAMING),
             "compatibility": config.hardware_compatibility_level.name,
         }
