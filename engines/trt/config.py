@@ -136,7 +136,7 @@ def configure(host: BuildHost, builder_config: Any, config: BuildConfig, needed_
     builder_config.builder_optimization_level = config.optimization_level
     # So that `voxedge info --layers` can show what was fused; it changes no kernel.
     builder_config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # It is on by default, and gives FP32 products the 11 bits of FP16: an FP32 island is there because those are too few.
+    # On by default, and gives FP32 products the 11 bits of FP16; an FP32 island is there because those are too few.
     builder_config.clear_flag(trt.BuilderFlag.TF32)
     workspace = config.workspace_bytes
     if workspace is None and host.gpu is not None:
