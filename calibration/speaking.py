@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from voxedge.calibration.codec_speaking import ObservedCodec
+from voxedge.calibration.draws import Draws
 from voxedge.calibration.recording import Recording, RecordingLoader
 from voxedge.calibration.replay import PAST, Feeds
 from voxedge.calibration.sets import load_set
@@ -22,6 +24,7 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, InferenceError
 from voxedge.engines.loader import GraphLoader
 from voxedge.runtime.audio import FinishReason
+from voxedge.runtime.codec_settings import SYSTEM as CODEC
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.routing import SPEECH
 from voxedge.runtime.sampling import Logits, Sampler
@@ -78,16 +81,6 @@ class Spoken:
     def duration_s(self) -> float:
         """Length in seconds."""
         return len(self.samples) / self.sample_rate
-
-
-@dataclass(slots=True)
-class Draws:
-    """What a watched sampler was given and gave."""
-
-    forced: Sequence[int] | None = None
-    """Tokens to give instead of drawn ones."""
-    drawn: list[int] = field(default_factory=list)
-    logits: list[Logits] = field(default_factory=list)
 
 
 class WatchedSampler(Sampler):
@@ -161,7 +154,8 @@ def joined_steps(first: Feeds, last: Feeds, drawn: Sequence[int]) -> Feeds:
 
 
 OBSERVED: Mapping[str, Callable[[Bundle, GraphLoader, Sequence[int] | None], ObservedSystem]] = {
-    MOE_TTS: ObservedMoeTts
+    MOE_TTS: ObservedMoeTts,
+    CODEC: ObservedCodec,
 }
 
 

@@ -64,11 +64,13 @@ class Rule:
         return fnmatch.fnmatchcase(name, self.pattern)
 
 
-# What design.md 4.2 keeps in FP32 whatever the precision: rotary tables and the embedding of time.
+# What design.md 4.2 keeps in FP32 whatever the precision: rotary tables and the embedding of time; and a codec's
+# quantiser, whose search for the nearest entry takes another one for the least error.
 ISLANDS: tuple[Rule, ...] = (
     Rule("*/rotary/*", "fp32"),
     Rule("*/to_timestep_embed/*", "fp32"),
     Rule("*global_cond_embedder/*", "fp32"),
+    Rule("codec_*:/quantizer/*", "fp32"),
 )
 
 # Four bits are too few for what is not a matrix product: convolutions have few weights for each output, tables are read
