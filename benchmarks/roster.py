@@ -44,8 +44,18 @@ class Entry:
 _BLOCK_64 = {"block_size": 64, "accuracy_level": 4}
 """4.5 and 8.5 bits per weight with its FP32 scales, as Q4_0 and Q8_0 have; activations in INT8."""
 
+
+def _ours(name: str, weight_bits: float, kv_bits: float, precision: str, **options: object) -> Entry:
+    """A bundle of ours, quantised from the FP32 one."""
+    folder = name.removeprefix("voxedge ").replace(" ", "-").replace(",", "")
+    quantise = {"precision": precision, **options}
+    return Entry(name, "voxedge_ort", weight_bits, kv_bits, {"name": folder, "quantise": quantise})
+
+
 ENTRIES = (
-    Entry("voxedge fp32", "voxedge_ort", 32, 32, {"precision": "fp32"}),
+    Entry("voxedge fp32", "voxedge_ort", 32, 32, {"name": "fp32"}),
+    _ours("voxedge int8-weight b64", 8.5, 32, "int8-weight", block_size=64),
+    _ours("voxedge int4-weight b64", 4.5, 32, "int4-weight", block_size=64),
     Entry("transformers fp32", "hf_transformers", 32, 32, {"dtype": "float32"}),
     Entry("genai fp32", "ort_genai", 32, 32, {"precision": "fp32"}),
     Entry("llama.cpp F32", "llamacpp", 32, 16, {"format": "F32"}),

@@ -6,6 +6,8 @@ Does not know: what an id means, sampling rules, where the uniform number comes 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -80,8 +82,13 @@ def _first_above(running: npt.NDArray[np.float64], target: float) -> int:
 
 
 def _block_sums(weights: Weights) -> Weights:
-    sums: Weights = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK))
+    sums: Weights = np.add.reduceat(weights, _block_starts(len(weights)))
     return sums
+
+
+@functools.lru_cache(maxsize=16)
+def _block_starts(length: int) -> Indices:
+    return np.arange(0, length, _BLOCK)
 
 
 def _threshold(scores: Scores, count: int) -> float:

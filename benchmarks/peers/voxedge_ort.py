@@ -1,7 +1,8 @@
 """voxedge itself: the speech expert's graph for ONNX Runtime, driven by the runtime's own decoding loop.
 
-In: a random MoE-TTS checkpoint, exported by `prepare`. Options: those of `ExportConfig`. The timed step is
-`runtime.decoder.Decoder.forward` over the shared cache; nothing is bypassed for the benchmark.
+In: a random MoE-TTS checkpoint, exported in FP32 by `prepare` and quantised from there. Options: `name` of the bundle,
+and `quantise` with those of `QuantiseConfig`; without it the FP32 bundle itself. The timed step is
+`runtime.decoder.Decoder.forward` over the shared cache, on a session from the session cache; nothing is bypassed.
 """
 
 from __future__ import annotations
@@ -17,21 +18,24 @@ from protocol import Handle, LmEngine, Logits, Reply, Request, serve_engine
 _GRAPH = "speech_expert"
 
 
-def _folder(request: Request) -> Path:
-    return Path(request["work"]) / f"voxedge-{request['options']['precision']}"
+def _folder(request: Request, name: str = "") -> Path:
+    return Path(request["work"]) / f"voxedge-{name or request['options']['name']}"
 
 
 def prepare(request: Request) -> Reply:
-    """Export the checkpoint with voxedge, once; a bundle appears only when it is complete."""
+    """Export the checkpoint and quantise it with voxedge, once; a bundle appears only when it is complete."""
     import onnxruntime  # noqa: F401
 
+    from voxedge.calibration.quantise.bundle import quantise_bundle
+    from voxedge.calibration.quantise.config import QuantiseConfig
     from voxedge.export.config import ExportConfig
     from voxedge.export.systems import export_checkpoint
 
-    folder = _folder(request)
+    source, folder = _folder(request, "fp32"), _folder(request)
+    if not (source / "voxedge.json").is_file():
+        export_checkpoint(Path(request["checkpoint"]), source, ExportConfig(components=(_GRAPH,)))
     if not (folder / "voxedge.json").is_file():
-        config = ExportConfig(components=(_GRAPH,), **request["options"])
-        export_checkpoint(Path(request["checkpoint"]), folder, config)
+        quantise_bundle(source, folder, QuantiseConfig(**request["options"]["quantise"]))
     return {"path": str(folder)}
 
 
@@ -70,13 +74,15 @@ class VoxedgeOrt(LmEngine):
         import onnxruntime
 
         from voxedge.engines.bundle import Bundle
-        from voxedge.engines.ort import OrtEngine, OrtOptions
+        from voxedge.engines.ort import OrtOptions
+        from voxedge.engines.session_cache import SessionCache
         from voxedge.runtime.decoder import Decoder, KvCache
 
         bundle = Bundle.open(_folder(request))
         spec = bundle.manifest.graph(_GRAPH, "ort")
         options = OrtOptions(device="cpu", threads=int(request["threads"]))
-        self._engine: Any = _TimedEngine(OrtEngine(bundle.graph_path(spec), spec, options))
+        sessions = SessionCache(Path(request["work"]) / "sessions")
+        self._engine: Any = _TimedEngine(sessions.open(bundle, spec, options))
         self._version = onnxruntime.__version__
         self._decoder = Decoder(self._engine)
         self._cache = KvCache(self._engine, self._decoder.cache_shape, int(request["capacity"]))
