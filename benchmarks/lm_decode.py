@@ -47,6 +47,29 @@ class Results:
     """Microseconds per decode step outside the runtime library, by engine and threads."""
 
 
+def read_results(path: Path) -> Results:
+    """Results that `--output` wrote."""
+    found = json.loads(path.read_text())
+    figures = [Figure(**{**each, "rounds_ms": tuple(each["rounds_ms"])}) for each in found["figures"]]
+    return Results(**{**found, "machine": Machine(**found["machine"]), "figures": figures})
+
+
+def add_earlier(results: Results, earlier: Results) -> None:
+    """Put the figures of an earlier part of the run before the own ones.
+
+    Raises:
+        SystemExit: It was another machine, or other versions or sizes.
+    """
+    same = ("shape", "contexts", "prefill")
+    if earlier.machine != results.machine or any(earlier.settings[name] != results.settings[name] for name in same):
+        raise SystemExit("expected parts of one run on one machine with the same shape, contexts and prefill")
+    results.figures[:0] = earlier.figures
+    results.failures = {**earlier.failures, **results.failures}
+    results.facts = {**earlier.facts, **results.facts}
+    results.logit_errors = {**earlier.logit_errors, **results.logit_errors}
+    results.overhead_us = {**earlier.overhead_us, **results.overhead_us}
+
+
 def run(plan: Plan, entries: list[Entry], threads: list[int], results: Results) -> None:
     """Prepare, then measure every thread count with its own resident processes."""
     ready, failures = prepare(plan, entries)
@@ -163,6 +186,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="visits per engine and phase, the first is dropped")
     parser.add_argument("--steps", type=int, default=12, help="decode steps per visit")
     parser.add_argument("--patience", type=float, default=20.0, help="longest wait for a quiet moment, in seconds")
+    parser.add_argument("--add", type=Path, action="append", default=[], help="JSON of an earlier part of the run")
+    parser.add_argument("--prepare-only", action="store_true", help="convert the models and stop")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--markdown", type=Path, help="Markdown file with the marks lm_decode:begin and lm_decode:end")
     arguments = parser.parse_args()
@@ -197,7 +222,13 @@ def main() -> None:
         name: getattr(arguments, name) for name in ("shape", "threads", "contexts", "prefill", "rounds", "steps")
     }
     results, entries = Results(describe(PACKAGES), settings), select(arguments.engine)
+    if arguments.prepare_only:
+        failures = prepare(plan, entries)[1]
+        print("\n".join(f"{name}: {reason}" for name, reason in failures.items()) or "all are ready")
+        return
     run(plan, entries, arguments.threads, results)
+    for path in arguments.add:
+        add_earlier(results, read_results(path))
     print(render(results, entries, markdown=False))
     if arguments.output:
         arguments.output.write_text(json.dumps(asdict(results), indent=1))

@@ -46,7 +46,7 @@ _BLOCK_64 = {"block_size": 64, "accuracy_level": 4}
 
 
 def _ours(name: str, weight_bits: float, kv_bits: float, precision: str, **options: object) -> Entry:
-    """A bundle of ours, quantised from the FP32 one."""
+    """A bundle of ours, quantised from the FP32 one; `smooth` would only move scales, which costs no time to run."""
     folder = name.removeprefix("voxedge ").replace(" ", "-").replace(",", "")
     quantise = {"precision": precision, **options}
     return Entry(name, "voxedge_ort", weight_bits, kv_bits, {"name": folder, "quantise": quantise})
@@ -54,8 +54,12 @@ def _ours(name: str, weight_bits: float, kv_bits: float, precision: str, **optio
 
 ENTRIES = (
     Entry("voxedge fp32", "voxedge_ort", 32, 32, {"name": "fp32"}),
+    _ours("voxedge int8", 8, 32, "int8", smooth=False),
+    _ours("voxedge int8, int8 KV", 8, 8, "int8", smooth=False, kv_cache="int8"),
     _ours("voxedge int8-weight b64", 8.5, 32, "int8-weight", block_size=64),
+    _ours("voxedge int8-weight b64, int8 KV", 8.5, 8, "int8-weight", block_size=64, kv_cache="int8"),
     _ours("voxedge int4-weight b64", 4.5, 32, "int4-weight", block_size=64),
+    _ours("voxedge int4-weight b64, int8 KV", 4.5, 8, "int4-weight", block_size=64, kv_cache="int8"),
     Entry("transformers fp32", "hf_transformers", 32, 32, {"dtype": "float32"}),
     Entry("genai fp32", "ort_genai", 32, 32, {"precision": "fp32"}),
     Entry("llama.cpp F32", "llamacpp", 32, 16, {"format": "F32"}),

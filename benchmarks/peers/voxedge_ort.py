@@ -1,7 +1,8 @@
 """voxedge itself: the speech expert's graph for ONNX Runtime, driven by the runtime's own decoding loop.
 
 In: a random MoE-TTS checkpoint, exported in FP32 by `prepare` and quantised from there. Options: `name` of the bundle,
-and `quantise` with those of `QuantiseConfig`; without it the FP32 bundle itself. The timed step is
+and `quantise` with those of `QuantiseConfig`; without it the FP32 bundle itself. Ranges of activations and of the cache
+come from a prompt of random ids, which for random weights is what there is to calibrate with. The timed step is
 `runtime.decoder.Decoder.forward` over the shared cache, on a session from the session cache; nothing is bypassed.
 """
 
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from protocol import Handle, LmEngine, Logits, Reply, Request, serve_engine
+from protocol import Handle, LmEngine, Logits, Reply, Request, serve_engine, token_ids
 
 _GRAPH = "speech_expert"
+_PROMPT = 96
+"""Tokens that ranges are taken from."""
 
 
 def _folder(request: Request, name: str = "") -> Path:
@@ -35,8 +38,32 @@ def prepare(request: Request) -> Reply:
     if not (source / "voxedge.json").is_file():
         export_checkpoint(Path(request["checkpoint"]), source, ExportConfig(components=(_GRAPH,)))
     if not (folder / "voxedge.json").is_file():
-        quantise_bundle(source, folder, QuantiseConfig(**request["options"]["quantise"]))
+        config = QuantiseConfig(**request["options"]["quantise"])
+        quantise_bundle(source, folder, config, _statistics(source))
     return {"path": str(folder)}
+
+
+def _statistics(source: Path) -> Any:  # noqa: ANN401 - calibration is imported by `prepare` alone
+    """Activations of the FP32 bundle over a prompt of random ids; kept beside the bundle."""
+    from voxedge.calibration.statistics import Provenance, Statistics, bundle_hash
+    from voxedge.calibration.watching import Accumulators, WatchingLoader
+    from voxedge.engines.bundle import Bundle
+    from voxedge.runtime.decoder import Decoder, KvCache
+
+    path = source.with_name(source.name + ".statistics.safetensors")
+    if path.is_file():
+        return Statistics.load(path)
+    bundle, accumulators = Bundle.open(source), Accumulators()
+    loader = WatchingLoader(bundle, accumulators)
+    decoder = Decoder(loader.load(_GRAPH))
+    ids = token_ids(_PROMPT, int(loader.load(_GRAPH).spec.output("logits").shape[1]) - 1)
+    decoder.forward(np.array(ids, np.int32), KvCache(decoder.engine, decoder.cache_shape, _PROMPT))
+    loader.close()
+    provenance = Provenance(bundle_hash(bundle.manifest), "random ids", "0" * 64, 1, 0, _PROMPT, "", "")
+    found = {key: accumulator.finish() for key, accumulator in accumulators.items()}
+    statistics = Statistics.of(provenance, {key: value for key, value in found.items() if value is not None})
+    statistics.save(path)
+    return statistics
 
 
 class _TimedBinding:

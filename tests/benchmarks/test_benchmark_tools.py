@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+from lm_decode import Results, add_earlier, read_results
 from machine import LoadMeter, MemorySampler, describe
+from measure import Figure
 from report import markdown_table, replace_region, text_table
 from roster import ENTRIES, Entry, select
 from shapes import SHAPES, LmShape, write_checkpoint
@@ -91,6 +94,23 @@ def test_bytes_of_a_step_are_weights_and_cache() -> None:
 def test_names_of_engines_are_unique_and_select() -> None:
     assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
     assert [entry.name for entry in select(["llama.cpp F"])] == ["llama.cpp F32", "llama.cpp F16"]
+
+
+def test_parts_of_a_run_are_put_together(tmp_path: Path) -> None:
+    settings = {"shape": "smoke", "contexts": [0], "prefill": 64}
+    parts = []
+    for threads in (1, 2):
+        figure = Figure("voxedge fp32", threads, "decode", 0, 3.0, (2.9, 3.1), 0.0, 30.0, 0.5)
+        overhead = {f"loop, threads={threads}": 50.0}
+        parts.append(Results(describe(["numpy"]), settings, [figure], overhead_us=overhead))
+    (tmp_path / "first.json").write_text(json.dumps(asdict(parts[0])))
+    earlier = read_results(tmp_path / "first.json")
+    assert earlier == parts[0]
+    add_earlier(parts[1], earlier)
+    assert [figure.threads for figure in parts[1].figures] == [1, 2]
+    assert list(parts[1].overhead_us) == ["loop, threads=1", "loop, threads=2"]
+    with pytest.raises(SystemExit, match="one machine"):
+        add_earlier(parts[1], Results(describe(["numpy"]), {**settings, "shape": "4b"}))
 
 
 def test_tables_align() -> None:
