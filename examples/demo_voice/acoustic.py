@@ -1,0 +1,131 @@
+"""The diffusion transformer: speech tokens to latents.
+
+In: tokens [B, T] and scaled latents [B, 32, 2 T]. Out: the loss of EDM (Karras et al. 2022). The network is the one that
+is exported. The table of token embeddings is a sum of digit vectors and a free row while it is learned.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from examples.demo_voice.corpus import Corpus
+from examples.demo_voice.speech_tokenizer import CODES, DIGITS, LEVELS, digits_table
+from examples.demo_voice.vocoder import LATENTS, LATENTS_PER_TOKEN
+from voxedge.export.checkpoint.dit import DitConfig
+from voxedge.export.modules.attention import RotaryTables, rotary_tables
+from voxedge.export.modules.basic import IslandLinear, LayerNorm, Linear
+from voxedge.export.modules.dit import Block, DiffusionTransformer, FourierFeatures
+
+TABLE_WIDTH = 64
+SIGMA_DATA = 1.0
+"""Latents are scaled to it, each channel by itself."""
+CONFIG = DitConfig(
+    io_channels=LATENTS,
+    embed_dim=256,
+    depth=4,
+    num_heads=4,
+    rotary_dim=32,
+    input_concat_dim=TABLE_WIDTH,
+    global_cond_type="adaLN",
+    ff_mult=3,
+)
+_ROTARY_THETA = 10_000.0
+_CROP_TOKENS, _BATCH = 48, 24
+_LOG_SIGMA_MEAN, _LOG_SIGMA_STD = 0.3, 1.6  # much noise is what few solver steps see most
+
+
+class Acoustic(nn.Module):
+    """Table and network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dit = DiffusionTransformer(CONFIG, _CROP_TOKENS * LATENTS_PER_TOKEN, torch.float32)
+        self.digits = nn.Parameter(torch.randn(DIGITS * LEVELS, TABLE_WIDTH) / math.sqrt(DIGITS))
+        self.free = nn.Parameter(torch.randn(CODES, TABLE_WIDTH) * 0.05)
+        self.register_buffer("table", digits_table(), persistent=False)
+        _initialise(self.dit)
+
+    def token_rows(self) -> Tensor:
+        """[CODES, TABLE_WIDTH]."""
+        return self.table @ self.digits + self.free  # type: ignore[operator]
+
+    def losses(
+        self, tokens: Tensor, latents: Tensor, log_sigma: Tensor, noise: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss of a batch: tokens [B, T], latents and noise [B, 32, 2 T], log_sigma [B]."""
+        sigma = log_sigma.exp()[:, None, None]
+        total = (sigma**2 + SIGMA_DATA**2).sqrt()
+        condition = self.token_rows()[tokens].repeat_interleave(LATENTS_PER_TOKEN, 1).transpose(1, 2)  # [B, C, 2 T]
+        noisy = latents + sigma * noise
+        raw = self.dit(noisy / total, log_sigma / 4.0, [condition])
+        clean = noisy * (SIGMA_DATA / total) ** 2 + raw * (sigma * SIGMA_DATA / total)
+        squares = ((clean - latents) ** 2).mean((1, 2))  # [B]
+        loss = (squares * (total / (sigma * SIGMA_DATA))[:, 0, 0] ** 2).mean()
+        noisiest = squares[log_sigma > 1.5]
+        return loss, {"loss": loss.item(), "noisiest": noisiest.mean().item() if len(noisiest) else math.nan}
+
+
+def scale_of(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+    """Root mean square of each channel, [32]; the decoder takes it back in its first convolution."""
+    return np.sqrt((latents.astype(np.float32) ** 2).mean(0))  # type: ignore[no-any-return]
+
+
+def batch(
+    corpus: Corpus,
+    usable: int,
+    codes: npt.NDArray[np.int16],
+    latents: npt.NDArray[np.float16],
+    scale: npt.NDArray[np.float32],
+    rng: np.random.Generator,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random crops, see `Acoustic.losses`; like windows of a stream they begin and end anywhere."""
+    starts = rng.integers(0, int(corpus.ends[usable]) - _CROP_TOKENS, _BATCH)
+    tokens = np.stack([codes[at : at + _CROP_TOKENS] for at in starts]).astype(np.int64)
+    span = LATENTS_PER_TOKEN * _CROP_TOKENS
+    cut = np.stack([latents[LATENTS_PER_TOKEN * at : LATENTS_PER_TOKEN * at + span] for at in starts]) / scale
+    log_sigma = rng.normal(_LOG_SIGMA_MEAN, _LOG_SIGMA_STD, _BATCH).astype(np.float32)
+    noise = rng.standard_normal((_BATCH, LATENTS, span), dtype=np.float32)
+    return (
+        torch.from_numpy(tokens),
+        torch.from_numpy(cut.astype(np.float32)).transpose(1, 2),
+        torch.from_numpy(log_sigma),
+        torch.from_numpy(noise),
+    )
+
+
+def _initialise(dit: DiffusionTransformer) -> None:
+    """The package's modules come without values; what adds to the residual stream and the output begin at 0."""
+    tables = {
+        id(table) for module in dit.modules() if isinstance(module, RotaryTables) for table in module.parameters()
+    }
+    for module in dit.modules():
+        if isinstance(module, (Linear, IslandLinear)):
+            fan_in = module.weight.shape[0 if isinstance(module, Linear) else 1]
+            nn.init.normal_(module.weight, std=1.0 / math.sqrt(fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, FourierFeatures):
+            nn.init.normal_(module.weight)
+        elif isinstance(module, RotaryTables):
+            tables_of = rotary_tables(CONFIG.rotary_dim, module.cos.shape[0], _ROTARY_THETA)
+            for parameter, values in zip((module.cos, module.sin), tables_of, strict=True):
+                parameter.data.copy_(torch.from_numpy(values))
+    for block in dit.transformer.layers:
+        _begin_at_zero(block)
+    for last in (dit.transformer.project_out, dit.preprocess_conv, dit.postprocess_conv):
+        nn.init.zeros_(last.weight)
+    for parameter in dit.parameters():
+        parameter.requires_grad_(id(parameter) not in tables)
+
+
+def _begin_at_zero(block: Block) -> None:
+    for weight in (block.self_attn.to_out.weight, block.ff.get_submodule("ff.2").weight, block.to_scale_shift_gate):
+        nn.init.zeros_(weight)

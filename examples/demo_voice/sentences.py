@@ -1,0 +1,122 @@
+"""Sentences of the narrow domain that the demo voice is trained on.
+
+In: a random generator. Out: English sentences over about 170 words, numbers written out. Slots are filled evenly and
+independently, and nearly half of the training sentences are words in random order, so that what has been said never
+tells what comes next: the model has to read. Does not know: descriptions, sound.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+DIGITS = "zero one two three four five six seven eight nine".split()
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+SLOTS: dict[str, list[str]] = {
+    "colour": "red green blue yellow black white brown orange".split(),
+    "room": "kitchen garden bedroom bathroom office garage house street".split(),
+    "thing": "book cup key door window lamp box table chair car bicycle radio piano letter voice".split(),
+    "animal": "dog cat bird horse".split(),
+    "weather": "sunny rainy windy cloudy cold warm".split(),
+    "day": "monday tuesday wednesday thursday friday saturday sunday today tomorrow".split(),
+    "time": "morning evening night".split(),
+    "person": "anna peter maria john emma robert".split(),
+    "city": "london paris berlin tokyo".split(),
+    "food": "coffee tea bread fish water milk soup".split(),
+    "size": "old new big small happy nice good".split(),
+    "verb": "likes wants sees has finds brings".split(),
+    "do": "open close find bring turn see like want".split(),
+    "place": "in near behind under".split(),
+    "digit": DIGITS,
+}
+TEMPLATES = (
+    "the {colour} {thing} is {place} the {room}",
+    "the {size} {thing} was {place} the {size} {room}",
+    "{do} the {colour} {thing}",
+    "{do} the {thing} in the {room} please",
+    "turn on the {thing} and turn off the {thing}",
+    "it is {number} {number} in the {time}",
+    "it will be {number} on {day}",
+    "{person} {verb} the {size} {animal}",
+    "{person} and {person} want {food} and {food}",
+    "{person} {verb} {food}, {food} and {food}",
+    "{day} will be {weather} and {weather} in {city}",
+    "the weather in {city} was {weather} on {day}",
+    "{digit} {digit} {digit} {digit}",
+    "number {digit} {digit} {digit}",
+    "hello {person}, good {time}",
+    "hello world, this is {person}",
+    "hello world, welcome to {city}",
+    "good {time} {person}, welcome to the {room}",
+    "goodbye {person}, see you on {day}",
+    "thank you {person}, the {food} was good",
+    "please bring the {colour} {thing} to {person}",
+    "my {animal} is {size} and {colour}",
+    "your {thing} is {colour} and my {thing} is {colour}",
+    "is the {size} {animal} {place} the {thing}?",
+    "are you {place} the {room}, {person}?",
+    "this is the voice of a {size} {animal}",
+    "I have {number} {colour} apples",
+    "yes, the {room} is {weather}",
+    "no, I like {colour} and {colour}",
+    "room {number} is {place} the {room}",
+    "{colour}, {colour}, {colour} and {colour}",
+    "{person}, {person} and {person} are in {city}",
+    "the number is {number} hundred {number}",
+    "I see a {colour} {animal} and a {colour} {thing}",
+)
+_NAMES = frozenset(SLOTS["person"] + SLOTS["city"] + SLOTS["day"][:7])
+_SLOT = re.compile(r"\{(\w+)\}")
+_RANDOM_ORDER = 0.45  # share of training sentences that are words without any grammar
+WORDS: tuple[str, ...] = tuple(
+    sorted(
+        {word for words in SLOTS.values() for word in words}
+        | {*TEENS, *TENS}
+        | {word for template in TEMPLATES for word in re.findall(r"[a-z]+", _SLOT.sub(" ", template).lower())}
+        | {"sound"}
+    )
+)
+"""Every word that the voice can say, in lower case."""
+
+
+def number(rng: random.Random) -> str:
+    """A number below 100 in words."""
+    kind = rng.random()
+    if kind < 0.3:
+        return rng.choice(DIGITS)
+    if kind < 0.55:
+        return rng.choice(TEENS)
+    return rng.choice(TENS) + (" " + rng.choice(DIGITS[1:]) if rng.random() < 0.6 else "")
+
+
+def sentence(rng: random.Random) -> str:
+    """A sentence from a template."""
+    template = rng.choice(TEMPLATES)
+    text = _SLOT.sub(lambda slot: number(rng) if slot[1] == "number" else rng.choice(SLOTS[slot[1]]), template)
+    return _finished(text, rng)
+
+
+def training_sentence(rng: random.Random) -> str:
+    """A sentence from a template, or some words in random order."""
+    if rng.random() >= _RANDOM_ORDER:
+        return sentence(rng)
+    words = [rng.choice(WORDS) for _ in range(rng.randint(2, 7))]
+    text = words[0]
+    for word in words[1:]:
+        text += (", " if rng.random() < 0.12 else " ") + word
+    return _finished(text, rng)
+
+
+def key(text: str) -> str:
+    """The words alone, to compare sentences by."""
+    return " ".join(re.findall(r"[a-z]+", text.lower()))
+
+
+def _finished(text: str, rng: random.Random) -> str:
+    """With capitals and an end mark, as people write; sometimes without a mark."""
+    text = re.sub(r"[a-z]+", lambda word: word[0].capitalize() if word[0] in _NAMES else word[0], text)
+    text = text[0].upper() + text[1:]
+    if text.endswith("?"):
+        return text
+    return text + rng.choices([".", "", "!"], [0.75, 0.15, 0.10])[0]
