@@ -158,6 +158,10 @@ class Manifest:
     """Name and version of the program that wrote it."""
     note: str = ""
     """One sentence for people, such as that the voice is untrained."""
+    words: tuple[str, ...] = ()
+    """Words that the voice was trained on, in lower case; none where it was trained on a whole language."""
+    voices: tuple[str, ...] = ()
+    """Descriptions of the voices that the model is best at, for people to choose from."""
     gate: Gate | None = None
     """Limits of `voxedge verify` for this bundle alone; None takes those of its precision."""
 
@@ -167,6 +171,7 @@ class Manifest:
                 f"expected format_version {FORMAT_VERSION}, found {self.format_version}; "
                 "export the checkpoint again with this voxedge, or install the voxedge that wrote the bundle"
             )
+        _check_words(self.words)
         for path in (*self.files, *(p for graph in self.graphs for p in (graph.path, graph.data))):
             check_relative(path)
         keys = [(graph.name, graph.flavour) for graph in self.graphs]
@@ -206,6 +211,10 @@ class ManifestDraft:
     """Name and version of the program that wrote it."""
     note: str = ""
     """One sentence for people."""
+    words: tuple[str, ...] = ()
+    """Words that the voice was trained on; none for a whole language."""
+    voices: tuple[str, ...] = ()
+    """Descriptions of its voices."""
     gate: Gate | None = None
     """Limits of `voxedge verify` for this bundle alone."""
 
@@ -224,6 +233,8 @@ class ManifestDraft:
             source=self.source,
             created_by=self.created_by,
             note=self.note,
+            words=self.words,
+            voices=self.voices,
             gate=self.gate,
         )
 
@@ -254,6 +265,17 @@ def check_relative(path: str) -> None:
     pure = PurePosixPath(path)
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path or str(pure) != path:
         raise ConfigError(f"expected a plain relative path inside the bundle, found {path[:200]!r}")
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse what no word of a text could ever be equal to.
+
+    Raises:
+        ConfigError: names the first that is not in lower case, empty, or no single word.
+    """
+    for word in words:
+        if word != word.lower() or not word.isalpha():
+            raise ConfigError(f"expected `words` of letters in lower case, found {word[:40]!r}")
 
 
 def _named(tensors: tuple[TensorSpec, ...], name: str, failure: str) -> TensorSpec:

@@ -43,6 +43,10 @@ class SystemPlan:
     """Further files by their path in the bundle, such as the tokenizer."""
     sources: Mapping[str, Path]
     """The checkpoint's files, by a name that says nothing of this machine."""
+    words: tuple[str, ...] = ()
+    """Words that the voice was trained on; none for a whole language."""
+    voices: tuple[str, ...] = ()
+    """Descriptions of its voices."""
 
 
 def export_plan(
@@ -74,6 +78,8 @@ def export_plan(
             source=_hashes(plan.sources, report),
             created_by=f"voxedge {version('voxedge')}",
             note=config.note,
+            words=plan.words,
+            voices=plan.voices,
         )
         return writer.commit(draft)
 

@@ -231,6 +231,8 @@ def _draft(manifest: Manifest, graphs: tuple[GraphSpec, ...], config: QuantiseCo
         created_by=f"voxedge {version('voxedge')}",
         note=manifest.note,
         gate=None if config.min_snr_db is None else Gate(min_graph_snr_db=config.min_snr_db),
+        words=manifest.words,
+        voices=manifest.voices,
     )
 
 

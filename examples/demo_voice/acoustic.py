@@ -1,7 +1,7 @@
 """The diffusion transformer: speech tokens to latents.
 
-In: tokens [B, T] and scaled latents [B, 32, 2 T]. Out: the loss of EDM (Karras et al. 2022). The network is the one that
-is exported. The table of token embeddings is a sum of digit vectors and a free row while it is learned.
+In: tokens [B, T] and scaled latents [B, 32, 2 T]. Out: the loss of EDM (Karras et al. 2022). The network is the one
+that is exported. The table of token embeddings is a sum of digit vectors and a free row while it is learned.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ CONFIG = DitConfig(
     ff_mult=3,
 )
 _ROTARY_THETA = 10_000.0
+_FROM_ZERO = ("to_out.weight", "ff.ff.2.weight", "project_out.weight", "process_conv.weight")
 _CROP_TOKENS, _BATCH = 48, 24
 _LOG_SIGMA_MEAN, _LOG_SIGMA_STD = 0.3, 1.6  # much noise is what few solver steps see most
 
@@ -100,32 +101,31 @@ def batch(
 
 def _initialise(dit: DiffusionTransformer) -> None:
     """The package's modules come without values; what adds to the residual stream and the output begin at 0."""
-    tables = {
-        id(table) for module in dit.modules() if isinstance(module, RotaryTables) for table in module.parameters()
-    }
+    dit.requires_grad_(True)
     for module in dit.modules():
         if isinstance(module, (Linear, IslandLinear)):
-            fan_in = module.weight.shape[0 if isinstance(module, Linear) else 1]
-            nn.init.normal_(module.weight, std=1.0 / math.sqrt(fan_in))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+            nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight.shape[isinstance(module, IslandLinear)]))
+            _fill(module.bias, 0.0)
         elif isinstance(module, LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
+            _fill(module.weight, 1.0)
+            _fill(module.bias, 0.0)
         elif isinstance(module, FourierFeatures):
             nn.init.normal_(module.weight)
         elif isinstance(module, RotaryTables):
-            tables_of = rotary_tables(CONFIG.rotary_dim, module.cos.shape[0], _ROTARY_THETA)
-            for parameter, values in zip((module.cos, module.sin), tables_of, strict=True):
-                parameter.data.copy_(torch.from_numpy(values))
-    for block in dit.transformer.layers:
-        _begin_at_zero(block)
-    for last in (dit.transformer.project_out, dit.preprocess_conv, dit.postprocess_conv):
-        nn.init.zeros_(last.weight)
-    for parameter in dit.parameters():
-        parameter.requires_grad_(id(parameter) not in tables)
+            _fill_rotary(module.requires_grad_(False))
+        elif isinstance(module, Block):
+            _fill(module.to_scale_shift_gate, 0.0)
+    for name, weight in dit.named_parameters():
+        if name.endswith(_FROM_ZERO):
+            _fill(weight, 0.0)
 
 
-def _begin_at_zero(block: Block) -> None:
-    for weight in (block.self_attn.to_out.weight, block.ff.get_submodule("ff.2").weight, block.to_scale_shift_gate):
-        nn.init.zeros_(weight)
+def _fill(weight: nn.Parameter | None, value: float) -> None:
+    if weight is not None:
+        nn.init.constant_(weight, value)
+
+
+def _fill_rotary(tables: RotaryTables) -> None:
+    values = rotary_tables(CONFIG.rotary_dim, tables.cos.shape[0], _ROTARY_THETA)
+    for table, value in zip((tables.cos, tables.sin), values, strict=True):
+        table.data.copy_(torch.from_numpy(value))

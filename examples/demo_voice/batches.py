@@ -13,6 +13,7 @@ from torch import Tensor
 from examples.demo_voice.language_model import IGNORED, Batch
 from examples.demo_voice.speech_tokenizer import CODES
 
+_WRONG = 0.1  # share of the tokens read in training that are replaced
 _NEAR = 8  # batches that are drawn at once and sorted by length: less filling
 
 
@@ -25,8 +26,17 @@ def text_batch(prompts: list[list[int]], size: int, rng: np.random.Generator) ->
     return ids
 
 
-def speech_batch(prompts: list[list[int]], speech: list[npt.NDArray[np.int16]]) -> Batch:
-    """Prompts against the right edge and their speech."""
+def speech_batch(
+    prompts: list[list[int]], speech: list[npt.NDArray[np.int16]], rng: np.random.Generator | None = None
+) -> Batch:
+    """Prompts against the right edge and their speech.
+
+    Args:
+        prompts: Ids.
+        speech: Tokens of each.
+        rng: Replaces some of the tokens that are read, never those to predict: a model that cannot trust what it said
+            looks at the text.
+    """
     longest = max(map(len, prompts))
     spoken = max(map(len, speech))
     text = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -38,6 +48,9 @@ def speech_batch(prompts: list[list[int]], speech: list[npt.NDArray[np.int16]]) 
         read[row, : len(ids)] = ids
         targets[row, : len(ids)] = ids
         targets[row, len(ids)] = CODES
+    if rng is not None:
+        wrong = torch.from_numpy(rng.random(read.shape) < _WRONG)
+        read = torch.where(wrong, torch.from_numpy(rng.integers(0, CODES, read.shape)), read)
     return Batch(text, torch.tensor([len(prompt) for prompt in prompts]), read, targets)
 
 

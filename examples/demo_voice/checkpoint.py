@@ -1,8 +1,8 @@
 """Trained parts to the layout that MoE-TTS checkpoints are released in.
 
-In: the parts. Out: a folder that `voxedge export` reads: `text_expert`, `speech_expert`, `dit`, `vae`, `config.json`, the
-tokenizer, and the words that the voice knows. Factorised tables become ordinary matrices; the latents' scale goes into
-the decoder's first convolution. Weights are stored in FP16.
+In: the parts. Out: a folder that `voxedge export` reads: `text_expert` with the tokenizer, `speech_expert`, `dit`,
+`vae` and `config.json`, which also lists the words that the voice knows. Factorised tables become ordinary matrices;
+the latents' scale goes into the decoder's first convolution. Weights are stored in FP16.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from examples.demo_voice.acoustic import CONFIG, SIGMA_DATA, TABLE_WIDTH, Acoustic
 from examples.demo_voice.language_model import MAX_POSITIONS, SpeechExpert
 from examples.demo_voice.prompts import USER_TEMPLATE
+from examples.demo_voice.sentences import WORDS
 from examples.demo_voice.speech_tokenizer import CODES
 from examples.demo_voice.synthesiser import SAMPLE_RATE
 from examples.demo_voice.vocoder import DECODER, LATENTS, Vocoder
@@ -29,6 +30,23 @@ from voxedge.export.modules.basic import Stored
 
 TOKEN_RATE = 25
 """Speech tokens per second; there are twice as many latents."""
+SPEAKING: dict[str, Any] = {
+    "prompt": {"max_text_tokens": 14},
+    "sampling": {"temperature": 0.5, "top_k": 20, "top_p": 1.0, "ras_window": 0, "min_tokens": 8, "max_tokens": 200},
+    "diffusion": {"steps": 2},
+    "windows": {"stream_s": 0.6, "context_s": 0.6, "lookahead_s": 0.2, "chunk_latents": 25},
+}
+"""What was found to sound best: an under-trained denoiser adds noise with every step, and nothing here is long."""
+VOICES = (
+    "A woman.",
+    "A woman speaks slowly in a low voice.",
+    "A woman speaks fast and in a high voice.",
+    "A man.",
+    "A deep, slow man.",
+    "A man speaks quickly with a high pitch.",
+    "A scottish man.",
+    "A calm scottish man speaks in a deep voice.",
+)
 SIGMA_MIN, SIGMA_MAX, RHO = 0.05, 20.0, 7.0
 
 
@@ -144,6 +162,9 @@ def _config(text_rows: int) -> dict[str, Any]:
         "prompt": {"system": "", "user_template": USER_TEMPLATE, "enable_thinking": False},
         "dit": "dit",
         "vae": "vae",
+        "speaking": SPEAKING,
+        "words": list(WORDS),
+        "voices": list(VOICES),
         "sample_rate": SAMPLE_RATE,
         "latent_rate": 2 * TOKEN_RATE,
     }

@@ -11,6 +11,7 @@ import random
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def write(folder: Path, shards: int, per_shard: int, seed: int, workers: int) ->
     folder.mkdir(parents=True, exist_ok=True)
     missing = [index for index in range(shards) if not (folder / f"shard_{index:03d}.npz").exists()]
     with ProcessPoolExecutor(workers) as pool:
-        for done in pool.map(_write_shard, *zip(*[(folder, index, per_shard, seed) for index in missing])):
+        for done in pool.map(partial(_write_shard, folder, per_shard, seed), missing):
             print(f"corpus: {done}", flush=True)
 
 
@@ -117,9 +118,9 @@ def _mel(path: Path, samples: npt.NDArray[np.int16], tokens: npt.NDArray[np.int6
             mel = transform(torch.from_numpy(sound.astype(np.float32) / 32768.0)[None])[0]  # [MELS, frames]
         parts.append(mel.T.numpy().astype(np.float16))
     frames = np.concatenate(parts)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, frames)
-    partial.rename(path)
+    unfinished = path.with_suffix(".partial.npy")
+    np.save(unfinished, frames)
+    unfinished.rename(path)
     return frames
 
 
@@ -128,7 +129,7 @@ def test_sentences() -> list[str]:
     return NARROW_TEST.read_text().splitlines()
 
 
-def _write_shard(folder: Path, index: int, count: int, seed: int) -> str:
+def _write_shard(folder: Path, count: int, seed: int, index: int) -> str:
     held_out = {sentences.key(text) for text in test_sentences()}
     entries, sounds, labels = [], [], []
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,15 +148,15 @@ def _write_shard(folder: Path, index: int, count: int, seed: int) -> str:
             labels.append(_phone_labels(spoken))
     path = folder / f"shard_{index:03d}.npz"
     path.with_suffix(".json").write_text(json.dumps([asdict(entry) for entry in entries]))
-    partial = path.with_suffix(".partial.npz")
+    unfinished = path.with_suffix(".partial.npz")
     np.savez(
-        partial,
+        unfinished,
         samples=np.concatenate(sounds),
         phones=np.concatenate(labels),
         lengths=np.asarray([len(sound) for sound in sounds]),
         counts=np.asarray([len(label) for label in labels]),
     )
-    partial.rename(path)
+    unfinished.rename(path)
     return path.name
 
 

@@ -1,9 +1,9 @@
 """The two experts: a text expert that is trained on prompts and then frozen, a speech expert that starts from it.
 
-In: ids of prompts and of speech. Out: losses of the text expert alone, or of the speech expert on top of the frozen one.
-Layers are those that are exported; only the attention is put together here, over a batch of prompts that end, and speech
-that begins, at one column. The speech table is a sum of digit vectors and a free row while it is learned (factorised);
-`speech_rows` gives the ordinary matrix.
+In: ids of prompts and of speech. Out: losses of the text expert alone, or of the speech expert on top of the frozen
+one. Layers are those that are exported; only the attention is put together here, over a batch of prompts that end, and
+speech that begins, at one column. The speech table is a sum of digit vectors and a free row while it is learned
+(factorised); `speech_rows` gives the ordinary matrix.
 """
 
 from __future__ import annotations

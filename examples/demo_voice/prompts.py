@@ -17,8 +17,11 @@ from voxedge.runtime.tokenizer import ChatTokenizer
 
 USER_TEMPLATE = "{description}\n {text}"
 """A blank before the text: a word is the same token at the beginning and within."""
-END = "<|im_end|>"
-_PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # Qwen's
+# Qwen's.
+_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _VOCABULARY = 2048  # more than the corpus's words need; merges end when every word is one token
 
 

@@ -10,24 +10,29 @@ from __future__ import annotations
 import random
 import re
 
-DIGITS = "zero one two three four five six seven eight nine".split()
-TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+def _list(words: str) -> list[str]:
+    return words.split()
+
+
+DIGITS = _list("zero one two three four five six seven eight nine")
+TEENS = _list("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen")
+TENS = _list("twenty thirty forty fifty sixty seventy eighty ninety")
 SLOTS: dict[str, list[str]] = {
-    "colour": "red green blue yellow black white brown orange".split(),
-    "room": "kitchen garden bedroom bathroom office garage house street".split(),
-    "thing": "book cup key door window lamp box table chair car bicycle radio piano letter voice".split(),
-    "animal": "dog cat bird horse".split(),
-    "weather": "sunny rainy windy cloudy cold warm".split(),
-    "day": "monday tuesday wednesday thursday friday saturday sunday today tomorrow".split(),
-    "time": "morning evening night".split(),
-    "person": "anna peter maria john emma robert".split(),
-    "city": "london paris berlin tokyo".split(),
-    "food": "coffee tea bread fish water milk soup".split(),
-    "size": "old new big small happy nice good".split(),
-    "verb": "likes wants sees has finds brings".split(),
-    "do": "open close find bring turn see like want".split(),
-    "place": "in near behind under".split(),
+    "colour": _list("red green blue yellow black white brown orange"),
+    "room": _list("kitchen garden bedroom bathroom office garage house street"),
+    "thing": _list("book cup key door window lamp box table chair car bicycle radio piano letter voice"),
+    "animal": _list("dog cat bird horse"),
+    "weather": _list("sunny rainy windy cloudy cold warm"),
+    "day": _list("monday tuesday wednesday thursday friday saturday sunday today tomorrow"),
+    "time": _list("morning evening night"),
+    "person": _list("anna peter maria john emma robert"),
+    "city": _list("london paris berlin tokyo"),
+    "food": _list("coffee tea bread fish water milk soup"),
+    "size": _list("old new big small happy nice good"),
+    "verb": _list("likes wants sees has finds brings"),
+    "do": _list("open close find bring turn see like want"),
+    "place": _list("in near behind under"),
     "digit": DIGITS,
 }
 TEMPLATES = (

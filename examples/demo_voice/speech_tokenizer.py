@@ -1,7 +1,7 @@
 """Speech tokenizer: log-mel to one of 3^8 = 6561 codes, 25 times per second, by finite scalar quantisation.
 
-In: log-mel [B, 4 T, MELS]. Out: digits [B, 8, T] of -1, 0, 1 and ids [B, T]. Trained to rebuild the log-mel, to tell the
-phones (which makes codes phonetic and so easy to predict from text), and to tell speaker and pitch from all codes
+In: log-mel [B, 4 T, MELS]. Out: digits [B, 8, T] of -1, 0, 1 and ids [B, T]. Trained to rebuild the log-mel, to tell
+the phones (which makes codes phonetic and so easy to predict from text), and to tell speaker and pitch from all codes
 together. Only the ids are used afterwards: nothing of this is shipped. Source: Mentzer et al. 2023; the rate and size
 are those of CosyVoice 2 (Du et al. 2024).
 """

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from examples.demo_voice import acoustic, batches, checkpoint, corpus, sentences, speech_tokenizer, vocoder
 from examples.demo_voice.descriptions import style_and_description
-from examples.demo_voice.language_model import SpeechExpert, TextExpert
+from examples.demo_voice.language_model import Batch, SpeechExpert, TextExpert
 from examples.demo_voice.prompts import prompt_ids, user_text, write_tokenizer
 from examples.demo_voice.speech_tokenizer import SpeechTokenizer
 from examples.demo_voice.training import Schedule, load_average, train
@@ -65,7 +65,7 @@ class Work:
         """A file of the folder."""
         return self.folder / name
 
-    def corpus(self) -> corpus.Corpus:
+    def spoken(self) -> corpus.Corpus:
         """All utterances that were spoken."""
         return corpus.read(self.file("corpus"), self.sizes.shards)
 
@@ -92,7 +92,7 @@ def speak(work: Work) -> None:
 def train_speech_tokenizer(work: Work) -> None:
     """Log-mel to codes."""
     torch.manual_seed(work.sizes.seed + 1)
-    model, data = SpeechTokenizer(), work.corpus()
+    model, data = SpeechTokenizer(), work.spoken()
     usable = len(data.entries) - HELD_OUT
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -105,7 +105,7 @@ def train_speech_tokenizer(work: Work) -> None:
 def train_vocoder(work: Work) -> None:
     """Log-mel to latents and back to sound."""
     torch.manual_seed(work.sizes.seed + 2)
-    model, data = Vocoder(), work.corpus()
+    model, data = Vocoder(), work.spoken()
     usable = len(data.entries) - HELD_OUT
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
@@ -120,7 +120,7 @@ def encode_tokens(work: Work) -> npt.NDArray[np.int16]:
     path = work.file("tokens.npy")
     if not path.exists():
         model = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt"))
-        np.save(path, speech_tokenizer.encode(model, work.corpus()))
+        np.save(path, speech_tokenizer.encode(model, work.spoken()))
     return np.load(path)  # type: ignore[no-any-return]
 
 
@@ -128,7 +128,7 @@ def encode_latents(work: Work) -> npt.NDArray[np.float16]:
     """Latents of the corpus, [tokens * 2, 32]."""
     path = work.file("latents.npy")
     if not path.exists():
-        np.save(path, vocoder.encode(_trained(Vocoder(), work.file("vocoder.pt")), work.corpus()))
+        np.save(path, vocoder.encode(_trained(Vocoder(), work.file("vocoder.pt")), work.spoken()))
     return np.load(path)  # type: ignore[no-any-return]
 
 
@@ -149,25 +149,23 @@ def train_speech_expert(work: Work) -> None:
     """The speech expert alone, on top of the text expert."""
     torch.manual_seed(work.sizes.seed + 4)
     model, seed = _speech_expert(work), work.sizes.seed
-    data, codes = work.corpus(), encode_tokens(work)
+    data, codes = work.spoken(), encode_tokens(work)
     prompts = work.prompts(data.entries)
     speech = [codes[data.tokens(index)] for index in range(len(prompts))]
     usable = len(prompts) - HELD_OUT
     lengths = np.asarray([len(tokens) for tokens in speech[:usable]])
 
-    def pick(indices: npt.NDArray[np.int64]) -> batches.Batch:
-        return batches.speech_batch([prompts[index] for index in indices], [speech[index] for index in indices])
+    def pick(indices: npt.NDArray[np.int64], rng: np.random.Generator | None = None) -> Batch:
+        return batches.speech_batch([prompts[index] for index in indices], [speech[index] for index in indices], rng)
 
     held_out = pick(np.arange(usable, len(prompts)))
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        torch.manual_seed(step)  # of dropout
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            value, figures = model.losses(pick(batches.order(lengths, _SPEECH_BATCH, seed, step)))
+            value, figures = model.losses(pick(batches.order(lengths, _SPEECH_BATCH, seed, step), rng))
             if (step + 1) % 500 == 0:
                 with torch.no_grad():
-                    figures["held_out"] = model.eval().losses(held_out)[0].item()
-                model.train()
+                    figures["held_out"] = model.losses(held_out)[0].item()
         return value, figures
 
     schedule = Schedule(work.sizes.speech_steps, 1.5e-3, warmup=200, decay=0.05, average=0.998)
@@ -177,7 +175,7 @@ def train_speech_expert(work: Work) -> None:
 def train_acoustic(work: Work) -> None:
     """Speech tokens to latents."""
     torch.manual_seed(work.sizes.seed + 5)
-    model, data, codes, latents = acoustic.Acoustic(), work.corpus(), encode_tokens(work), encode_latents(work)
+    model, data, codes, latents = acoustic.Acoustic(), work.spoken(), encode_tokens(work), encode_latents(work)
     usable, scale = len(data.entries) - HELD_OUT, acoustic.scale_of(latents)
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:

@@ -26,9 +26,8 @@ PITCH: dict[Level, float] = {-1: 0.82, 0: 1.0, 1: 1.22}
 """Mean F0 at each pitch, relative to the voice's own."""
 MEAN_F0: dict[Speaker, float] = {"slt": 172.0, "awb": 121.0}
 """Hz; the voices whose F0 can be set."""
-PHONES: tuple[str, ...] = tuple(
-    "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh".split()
-)
+_NAMES = "pau aa ae ah ao aw ax ay b ch d dh eh er ey f g hh ih iy jh k l m n ng ow oy p r s sh t th uh uw v w y z zh"
+PHONES: tuple[str, ...] = tuple(_NAMES.split())
 """US English, silence first."""
 _LEVEL = 0.5  # of the 99.5th percentile of |samples|
 _EDGE_S = 0.08  # silence that is kept before and after

@@ -1,8 +1,8 @@
 """The one training loop of all stages: seeded, saved every minute, continued where it stopped.
 
-In: a module, a loss of a step, a schedule. Out: the module with averaged weights, saved in the stage's file. Step n draws
-from a generator seeded by the stage's seed and n, so a run that was broken off goes on as if it had not been. Does not
-know: what is learned.
+In: a module, a loss of a step, a schedule. Out: the module with averaged weights, saved in the stage's file. Step n
+draws from a generator seeded by the stage's seed and n, so a run that was broken off goes on as if it had not been.
+Does not know: what is learned.
 """
 
 from __future__ import annotations

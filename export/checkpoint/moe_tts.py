@@ -8,8 +8,8 @@ Does not know: graphs, sampling.
 from __future__ import annotations
 
 import string
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -90,6 +90,12 @@ class MoeTtsCheckpoint:
     """Latents per second; None likewise."""
     source_files: tuple[Path, ...]
     """All files that were read, for hashing."""
+    speaking: Mapping[str, object] = field(default_factory=dict)
+    """How the voice is best spoken with, by the sections of the bundle's settings; see `docs/exporting.md`."""
+    words: tuple[str, ...] = ()
+    """Words that the voice was trained on; none for a whole language."""
+    voices: tuple[str, ...] = ()
+    """Descriptions of the voices that it is best at."""
 
 
 def load_moe_tts(folder: Path) -> MoeTtsCheckpoint:
@@ -135,6 +141,9 @@ def load_moe_tts(folder: Path) -> MoeTtsCheckpoint:
         sample_rate=_optional(section, "sample_rate", section.integer, vae.sample_rate if vae else None),
         latent_rate=_optional(section, "latent_rate", section.number, vae.latent_rate if vae else None),
         source_files=_source_files(config_file, tokenizer_file, text, speech, dit, vae),
+        speaking=_speaking(section),
+        words=section.texts("words"),
+        voices=section.texts("voices"),
     )
     section.ignore(("layout", "text_expert", "speech_expert", "speech_tokenizer", "llm_config", "single_file"))
     section.finish()
@@ -239,6 +248,17 @@ def _prompt(section: Section) -> Prompt:
     if "text" not in fields or not fields <= {"text", "description"}:
         raise prompt.fail("user_template", "the placeholder {text} and optionally {description}, no others")
     return result
+
+
+def _speaking(section: Section) -> dict[str, object]:
+    """Sections of settings that the checkpoint's authors recommend; their fields are checked with all settings."""
+    speaking = section.raw("speaking", {})
+    known = ("prompt", "sampling", "diffusion", "windows")
+    if not isinstance(speaking, dict) or not all(
+        key in known and isinstance(value, dict) for key, value in speaking.items()
+    ):
+        raise section.fail("speaking", f"objects under the names {', '.join(known)}")
+    return speaking
 
 
 def _optional(section: Section, key: str, read: Callable[[str], Number], default: Number | None) -> Number | None:

@@ -7,10 +7,12 @@ causal, so each expert is an ordinary decoder graph: no graph routes anything.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from voxedge.engines.errors import CheckpointError, ConfigError
 from voxedge.engines.records import from_dict, to_dict
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moe_tts import MoeTtsCheckpoint, load_moe_tts
@@ -45,6 +47,8 @@ def plan(folder: Path, config: ExportConfig) -> SystemPlan:
         graphs=(*expert_plans(checkpoint, config), *_acoustic_plans(checkpoint, config)),
         files={"tokenizer/tokenizer.json": checkpoint.tokenizer_file},
         sources={_source_name(path, folder): path for path in checkpoint.source_files},
+        words=checkpoint.words,
+        voices=checkpoint.voices,
     )
 
 
@@ -83,7 +87,7 @@ def settings(checkpoint: MoeTtsCheckpoint, config: ExportConfig) -> MoeTtsSettin
     vocabulary = checkpoint.speech_vocabulary
     in_text = vocabulary.eos_vocab == "text"
     longest = int(config.max_seconds * vocabulary.frame_rate)
-    return MoeTtsSettings(
+    usual = MoeTtsSettings(
         speech=SpeechSettings(
             num_tokens=vocabulary.num_tokens,
             frame_rate=vocabulary.frame_rate,
@@ -96,6 +100,22 @@ def settings(checkpoint: MoeTtsCheckpoint, config: ExportConfig) -> MoeTtsSettin
         vocoder=_vocoder(checkpoint),
         sampling=replace(RECOMMENDED_SAMPLING, max_tokens=longest),
     )
+    return _recommended(usual, checkpoint.speaking)
+
+
+def _recommended(usual: MoeTtsSettings, speaking: Mapping[str, Any]) -> MoeTtsSettings:
+    """The settings with what the checkpoint's authors recommend.
+
+    Raises:
+        CheckpointError: They recommend what no bundle can do.
+    """
+    fields = to_dict(usual)
+    for name, values in speaking.items():
+        fields[name] = {**(fields[name] or {}), **values}
+    try:
+        return from_dict(MoeTtsSettings, fields, "config.json: speaking")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _diffusion(checkpoint: MoeTtsCheckpoint) -> DiffusionSettings | None:

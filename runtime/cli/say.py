@@ -7,9 +7,10 @@ is made; figures on stderr (on stdout with --json). A run that fails leaves no f
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxedge.engines.errors import BundleError, InputError, MissingResourceError
 from voxedge.engines.files import read_json
@@ -18,9 +19,14 @@ from voxedge.runtime.cli.console import Console
 from voxedge.runtime.cli.directions import add_direction_flags, directions
 from voxedge.runtime.cli.synthesis import CUT, add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
 from voxedge.runtime.cli.text import bundle_and_text
+from voxedge.runtime.words import unknown_words
+
+if TYPE_CHECKING:
+    from voxedge.runtime.synthesizer import Synthesizer
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 RAW = "-"
+_NAMED = 20  # unknown words that are named
 _MAX_TOKENS_BYTES = 16 << 20
 _EXAMPLE = 'voxedge say "Hello there." -f hello.wav'
 
@@ -34,7 +40,8 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("-t", "--text", metavar="TEXT")
     parser.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8")
     parser.add_argument("--stdin", action="store_true", help="read the text from a pipe; so does giving no text")
-    parser.add_argument("-f", "--file", required=True, metavar="FILE", help=".wav, .flac, .ogg; - for raw s16le")
+    parser.add_argument("-f", "--file", metavar="FILE", help=".wav, .flac, .ogg; - for raw s16le")
+    parser.add_argument("--list-voices", action="store_true", help="tell the bundle's descriptions and words, and end")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--rate", type=whole(1000), metavar="HZ", help="resample the output")
     parser.add_argument("--stream", action="store_true", help="tell about every piece of audio as it is made")
@@ -50,6 +57,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from voxedge.runtime.cli import speak  # it loads numpy and libsndfile: not for `--help`
     from voxedge.runtime.noise import fresh_seed
 
+    if arguments.list_voices:
+        return _list_voices(arguments, console)
+    if arguments.file is None:
+        raise UsageError("the following arguments are required: -f/--file; type `voxedge say --help` for all options")
     if arguments.file == RAW and console.options.as_json:
         raise UsageError("expected --json or -f -, found both, and both write to stdout; name a file")
     if arguments.file != RAW:
@@ -58,6 +69,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     asked = directions(arguments)
     prompt = () if arguments.speech_tokens is None else read_tokens(arguments.speech_tokens)
     with open_synthesizer(bundle, arguments, console) as synthesizer:
+        _tell_unknown(text, synthesizer, console)
         seed = fresh_seed() if arguments.seed is None else arguments.seed
         config = synthesis_config(synthesizer, arguments)
         request = speak.Request(text, arguments.description, seed, config, prompt, asked)
@@ -103,6 +115,41 @@ def read_tokens(path: Path) -> tuple[int, ...]:
     if not isinstance(data, list) or not all(type(token) is int and token >= 0 for token in data):
         raise InputError(f"{path}: expected a JSON list of token ids such as [12, 7, 80]")
     return tuple(data)
+
+
+def _list_voices(arguments: argparse.Namespace, console: Console) -> int:
+    """The descriptions and words of the built-in voice, or of a bundle that is the only word."""
+    from voxedge.engines.bundle import Bundle
+    from voxedge.runtime.synthesizer import built_in_voice
+
+    folder = arguments.bundle or (Path(arguments.words[0]) if arguments.words else built_in_voice())
+    manifest = Bundle.open(folder).manifest
+    lines = [f"{folder}: {manifest.system}", *([manifest.note] if manifest.note else []), ""]
+    lines += [f'  --description "{voice}"' for voice in manifest.voices] or ["  no voices are named"]
+    if manifest.words:
+        wrapped = textwrap.wrap(" ".join(manifest.words), 100, initial_indent="  ", subsequent_indent="  ")
+        lines += ["", f"Its {len(manifest.words)} words:", *wrapped]
+    data = {
+        "bundle": str(folder),
+        "system": manifest.system,
+        "note": manifest.note,
+        "voices": list(manifest.voices),
+        "words": list(manifest.words),
+    }
+    console.result(data, "\n".join(lines))
+    return 0
+
+
+def _tell_unknown(text: str, synthesizer: Synthesizer, console: Console) -> None:
+    """Warn about words that the voice was never taught."""
+    known = synthesizer.bundle.manifest.words
+    unknown = unknown_words(text, known)
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        console.warn(
+            f"expected words that this voice was trained on ({len(known)} words), found {', '.join(unknown[:_NAMED])}"
+            f"{more}; it will stumble there; list its words with: voxedge say --list-voices"
+        )
 
 
 def _show(report: dict[str, Any], console: Console) -> None:

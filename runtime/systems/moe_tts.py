@@ -94,7 +94,8 @@ class MoeTts:
     def budget(self, utterance: Utterance) -> tuple[int, Callable[[str], int]]:
         """What the context leaves beside the rest of the prompt and the longest speech; see `System.budget`.
 
-        At most a quarter of the context, because speech takes several tokens for each of the text's.
+        At most what the model was trained on, else a quarter of the context, because speech takes several tokens for
+        each of the text's.
         """
         prompt = sum(len(run.ids) for run in self.prompt(replace(utterance, text=".")))
         context, speech = self.settings.max_context, utterance.config.sampling.max_tokens
@@ -104,7 +105,8 @@ class MoeTts:
                 f"expected room for text in {context} tokens, found {prompt} of prompt and up to {speech} of speech; "
                 "lower --max-tokens, shorten the description, or export again with a larger --max-context"
             )
-        return min(room, max(1, context // 4)), self._tokenizer.count
+        most = self.settings.prompt.max_text_tokens or max(1, context // 4)
+        return min(room, most), self._tokenizer.count
 
     def prompt(self, utterance: Utterance) -> list[Run]:
         """Runs of token ids in front of the speech that will be drawn.

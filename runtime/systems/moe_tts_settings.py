@@ -43,6 +43,12 @@ class PromptSettings:
     """System turn; empty for none."""
     user_template: str
     """User turn with {description} and {text}."""
+    max_text_tokens: int | None = None
+    """Most tokens of text that are spoken at once; longer text is cut. None: a quarter of the context."""
+
+    def __post_init__(self) -> None:
+        if self.max_text_tokens is not None:
+            check_range(self, "settings", max_text_tokens=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,32 @@
+"""Words of a text that a voice was never taught.
+
+In: a text and the words of a manifest. Out: the other words of the text. Knows no languages beyond letters and digits,
+and does not change the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+_WORD = re.compile(r"\w+")
+
+
+def unknown_words(text: str, words: Collection[str]) -> list[str]:
+    """Words that are not among the given ones, each once, in the order of the text and as they are written there.
+
+    Args:
+        text: Any text.
+        words: In lower case; none means that every word is known.
+
+    Example:
+        >>> unknown_words("Hello, brave new world! Brave 42.", ["hello", "new", "world"])
+        ['brave', '42']
+    """
+    if not words:
+        return []
+    known, found = frozenset(words), dict[str, str]()
+    for word in _WORD.findall(text):
+        if word.lower() not in known:
+            found.setdefault(word.lower(), word)
+    return list(found.values())
