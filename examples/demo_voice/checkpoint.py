@@ -47,6 +47,7 @@ VOICES = (
     "A scottish man.",
     "A calm scottish man speaks in a deep voice.",
 )
+_CONVOLUTION = "process_conv.weight"
 SIGMA_MIN, SIGMA_MAX, RHO = 0.05, 20.0, 7.0
 
 
@@ -89,7 +90,10 @@ def released(module: nn.Module) -> dict[str, Tensor]:
     for path, part in module.named_modules():
         for name, value in part.named_parameters(recurse=False):
             stored: Stored = getattr(part, "stored", {}).get(name, Stored(name, "same"))
-            weights[f"{path}.{stored.name}" if path else stored.name] = _inverse(value.detach(), stored.transform)
+            key = f"{path}.{stored.name}" if path else stored.name
+            weights[key] = _inverse(value.detach(), stored.transform)
+            if _CONVOLUTION in key:
+                weights[key] = weights[key][:, :, None]  # a linear layer here, a convolution of width 1 there
     return weights
 
 
