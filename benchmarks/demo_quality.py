@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import soundfile
 from machine import describe
-from recogniser import Recogniser
 from report import machine_lines, markdown_table, replace_region, text_table
-from voice_measures import Sound, SpeakerClassifier, median_f0
+from voice_measures import Sound, SpeakerClassifier, StockEnglish, error_rate, median_f0
 
 from examples.demo_voice import corpus, sentences, synthesiser
 from examples.demo_voice.descriptions import SPEAKERS, Style
+from voxedge.calibration.recogniser import PocketSphinx
 from voxedge.runtime.synthesizer import Synthesizer
 
 VOICES = {"woman": "slt", "man": "rms", "scot": "awb"}
@@ -111,7 +111,7 @@ class Judge:
         ]
         self.work, self.narrow_texts = work, corpus.test_sentences()[:count]
         self.open_texts = (corpus.FOLDER / "test_open.txt").read_text().splitlines()[:count]
-        self.narrow, self.stock = Recogniser.of_domain(drawn, work), Recogniser()
+        self.narrow, self.stock = PocketSphinx(drawn), StockEnglish()
         styles = [Style(SPEAKERS[n % 3], rng.choice((-1, 0, 1)), rng.choice((-1, 0, 1))) for n in range(150)]
         spoken = [_flite(sentences.sentence(rng), style, work) for style in styles]
         self.classifier = SpeakerClassifier(spoken, [style.speaker for style in styles])
@@ -122,8 +122,8 @@ class Judge:
             [_flite(text, Style(SPEAKERS[n % 3], 0, 0), self.work) for n, text in enumerate(texts)]
             for texts in (self.narrow_texts, self.open_texts)
         )
-        rate = self.stock.error_rate(self.open_texts, unlimited) if open_text else None
-        return Figures("flite itself", self.narrow.error_rate(self.narrow_texts, narrow), rate)
+        rate = error_rate(self.stock, self.open_texts, unlimited) if open_text else None
+        return Figures("flite itself", error_rate(self.narrow, self.narrow_texts, narrow), rate)
 
     def voice(self, name: str, voice: Synthesizer, open_text: bool) -> Figures:
         """A bundle."""
@@ -142,10 +142,10 @@ class Judge:
                 _mono(voice.synthesize(text, description=plain[number % 3], seed=number).samples)
                 for number, text in enumerate(self.open_texts)
             ]
-            unlimited = self.stock.error_rate(self.open_texts, spoken)
+            unlimited = error_rate(self.stock, self.open_texts, spoken)
         return Figures(
             name,
-            self.narrow.error_rate(self.narrow_texts, narrow),
+            error_rate(self.narrow, self.narrow_texts, narrow),
             unlimited,
             **self.control(voice),
             rtf=spent / seconds,

@@ -9,36 +9,46 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pocketsphinx
 import torch
 
 from examples.demo_voice.descriptions import SPEAKERS
 from examples.demo_voice.features import HOP, SILENCE, LogMel
+from voxedge.calibration import pitch
+from voxedge.calibration.recogniser import PocketSphinx, Recogniser, word_errors
 
 _RATE = 16_000
-_WINDOW, _STEP = 800, 160
-_LOWEST_HZ, _HIGHEST_HZ = 60.0, 350.0
-_VOICED = 0.45  # least normalised autocorrelation of a voiced frame
+_SILENCE_S, _LEVEL = 0.3, 0.5
 _RIDGE = 1.0
 
 Sound = npt.NDArray[np.float32]
 
 
+class StockEnglish(PocketSphinx):
+    """PocketSphinx with its own language model: whoever speaks may say anything."""
+
+    name = "pocketsphinx, stock English model"
+
+    def __init__(self) -> None:
+        """Load the models."""
+        self._decoder = pocketsphinx.Decoder(loglevel="FATAL")
+
+
+def error_rate(recogniser: Recogniser, texts: Sequence[str], sounds: Sequence[Sound]) -> float:
+    """Errors of all sentences / words of all sentences."""
+    silence = np.zeros(int(_SILENCE_S * _RATE), np.float32)  # a recogniser wants some around an utterance
+    found = []
+    for text, sound in zip(texts, sounds, strict=True):
+        loud = sound * (_LEVEL / max(1e-3, float(np.abs(sound).max())))
+        padded = np.concatenate([silence, loud, silence])
+        found.append(word_errors(text, recogniser.transcribe(padded[:, None], _RATE)))
+    return sum(each.errors for each in found) / sum(each.words for each in found)
+
+
 def median_f0(sound: Sound) -> float:
-    """Median of the F0 of voiced frames, Hz, by autocorrelation; NaN where nothing is voiced."""
-    frames = np.lib.stride_tricks.sliding_window_view(sound, _WINDOW)[::_STEP].astype(np.float64)
-    frames = (frames - frames.mean(1, keepdims=True)) * np.hanning(_WINDOW)
-    loud = np.sqrt((frames**2).mean(1))
-    frames = frames[loud > 0.2 * loud.max()]
-    spectra = np.abs(np.fft.rfft(frames, 4 * _WINDOW, axis=1)) ** 2
-    window = np.fft.irfft(np.abs(np.fft.rfft(np.hanning(_WINDOW), 4 * _WINDOW)) ** 2)  # its own decay with the lag
-    correlation = np.fft.irfft(spectra, axis=1) / np.maximum(window / window[0], 1e-2)
-    shortest, longest = int(_RATE / _HIGHEST_HZ), int(_RATE / _LOWEST_HZ)
-    scores = correlation[:, shortest:longest] / correlation[:, :1]
-    best = scores.max(1, keepdims=True)
-    first = (scores > 0.9 * best).argmax(1)  # the shortest lag that is nearly as good: no octave below
-    lags = shortest + np.asarray([lag + scores[row, lag : lag + 8].argmax() for row, lag in enumerate(first)])
-    voiced = best[:, 0] > _VOICED
-    return float(np.median(_RATE / lags[voiced])) if voiced.any() else float("nan")
+    """Median of the F0 of voiced frames, Hz; NaN where nothing is voiced."""
+    track = pitch.track(sound[:, None], _RATE)
+    return float(np.median(track.hz[track.voiced])) if track.voiced.any() else float("nan")
 
 
 class SpeakerClassifier:
