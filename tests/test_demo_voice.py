@@ -28,13 +28,13 @@ def test_test_sentences_are_of_the_domain_and_all_different() -> None:
 
 
 def test_sentences_use_the_listed_words_alone() -> None:
-    rng = random.Random(5)
+    rng = random.Random(5)  # noqa: S311
     used = {word for _ in range(3000) for word in sentences.key(sentences.training_sentence(rng)).split()}
     assert used == set(sentences.WORDS)
 
 
 def test_a_description_says_what_is_not_neutral() -> None:
-    rng = random.Random(6)
+    rng = random.Random(6)  # noqa: S311
     slow = {*descriptions.SPEEDS[-1], *descriptions.SLOW_FAST[-1]}
     for _ in range(200):
         text = descriptions.describe(descriptions.Style("rms", -1, 1), rng).lower()
@@ -43,7 +43,7 @@ def test_a_description_says_what_is_not_neutral() -> None:
 
 
 def test_every_word_is_one_token_wherever_it_stands(tmp_path: Path) -> None:
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311
     texts = [prompts.user_text("", sentences.training_sentence(rng)) for _ in range(2000)]
     prompts.write_tokenizer(texts, tmp_path / "tokenizer.json")
     tokenizer = ChatTokenizer.from_file(tmp_path / "tokenizer.json")

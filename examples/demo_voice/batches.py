@@ -70,4 +70,5 @@ def order(lengths: npt.NDArray[np.int64], size: int, seed: int, step: int) -> np
     batches = np.concatenate([group[np.argsort(lengths[group], kind="stable")] for group in groups]).reshape(
         steps, size
     )
-    return batches[rng.permutation(steps)[step % steps]]
+    chosen: npt.NDArray[np.int64] = batches[rng.permutation(steps)[step % steps]]
+    return chosen

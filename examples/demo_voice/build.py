@@ -35,6 +35,7 @@ SMOKE = Sizes(
     text_steps=3,
     speech_steps=3,
     acoustic_steps=2,
+    prompts=300,
 )
 """Everything once, in seconds."""
 STAGES: dict[str, Callable[[Work], None]] = {

@@ -165,4 +165,5 @@ def _phone_labels(spoken: synthesiser.Utterance) -> npt.NDArray[np.uint8]:
     count = int(np.ceil(len(spoken.samples) / synthesiser.SAMPLE_RATE / PHONE_S))
     at = np.searchsorted(np.asarray(spoken.ends), (np.arange(count) + 0.5) * PHONE_S).clip(max=len(spoken.ends) - 1)
     ids = np.asarray([synthesiser.PHONES.index(phone) for phone in spoken.phones], dtype=np.uint8)
-    return ids[at]
+    labels: npt.NDArray[np.uint8] = ids[at]
+    return labels

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -72,10 +73,14 @@ class Expert(nn.Module):
                 nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.weight.shape[0]))
             elif isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
-        for layer in self.layers:  # a residual stream that starts near its embedding learns faster
+        for layer in self.blocks():  # a residual stream that starts near its embedding learns faster
             for last in (layer.attn.o_proj, layer.mlp.down_proj):
                 nn.init.normal_(last.weight, std=1.0 / math.sqrt(2.0 * config.layers * last.weight.shape[0]))
         self.requires_grad_(True)
+
+    def blocks(self) -> list[Layer]:
+        """The layers with their type."""
+        return [cast(Layer, layer) for layer in self.layers]
 
 
 class TextExpert(nn.Module):
@@ -92,7 +97,7 @@ class TextExpert(nn.Module):
         read = ids[:, :-1].clamp(min=0)
         x = self.embed[read]
         mask = torch.ones(read.shape[1], read.shape[1], dtype=torch.bool).triu(1)[None, None]
-        for layer in self.expert.layers:
+        for layer in self.expert.blocks():
             q, k, v = _qkv(layer, x, 0)
             x = _finish(layer, x, _attend(q, k, v, mask))
         logits = self.expert.norm(x) @ self.embed.T
@@ -132,7 +137,7 @@ class SpeechExpert(nn.Module):
         mask = _hidden(batch.text_lengths, prompt, spoken)
         x, y = self.text.embed[batch.text], rows[batch.speech]
         learns = torch.is_grad_enabled() and not self.frozen
-        for theirs, ours in zip(self.text.expert.layers, self.expert.layers, strict=True):
+        for theirs, ours in zip(self.text.expert.blocks(), self.expert.blocks(), strict=True):
             with torch.set_grad_enabled(learns):
                 text = _qkv(theirs, x, 0)
                 x = _finish(theirs, x, _attend(*text, mask[..., :prompt, :prompt]))
@@ -170,13 +175,13 @@ def _rotary(dim: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 def _attend(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
     """[B, S, H * D]; `hidden` [B, 1, S, T] is true where a query may not look."""
     batch, queries, heads, dim = q.shape
-    groups = k.shape[2]
+    groups, length = k.shape[2], k.shape[1]
     rows = q.reshape(batch, queries, groups, -1, dim).permute(0, 2, 3, 1, 4).flatten(2, 3)  # [B, G, H / G * S, D]
     keys, values = (part.transpose(1, 2).to(torch.bfloat16) for part in (k, v))  # [B, G, T, D]
     scores = torch.matmul((rows * dim**-0.5).to(torch.bfloat16), keys.transpose(2, 3))
-    scores = scores.unflatten(2, (-1, queries)).masked_fill(hidden[:, None], -1e4)  # [B, G, H / G, S, T]
-    shares = scores.softmax(-1, torch.float32).to(torch.bfloat16).flatten(2, 3)
-    mixed = torch.matmul(shares, values).unflatten(2, (-1, queries))  # [B, G, H / G, S, D]
+    scores = scores.reshape(batch, groups, -1, queries, length).masked_fill(hidden[:, None], -1e4)
+    shares = scores.softmax(-1, torch.float32).to(torch.bfloat16).flatten(2, 3)  # [B, G, H / G * S, T]
+    mixed = torch.matmul(shares, values).reshape(batch, groups, -1, queries, dim)  # [B, G, H / G, S, D]
     return mixed.permute(0, 3, 1, 2, 4).reshape(batch, queries, heads * dim)
 
 

@@ -116,7 +116,7 @@ def batch(corpus: Corpus, usable: int, rng: np.random.Generator) -> tuple[Tensor
         names = corpus.phones[start * PHONES_PER_TOKEN : stop * PHONES_PER_TOKEN]
         mel[row, : (stop - start) * FRAMES] = torch.from_numpy(corpus.mel[start * FRAMES : stop * FRAMES])
         phones[row, : len(names)] = torch.from_numpy(names.astype(np.int64))
-        styles[row] = SPEAKERS.index(entry.speaker) * 3 + entry.pitch + 1  # type: ignore[arg-type]
+        styles[row] = SPEAKERS.index(entry.speaker) * 3 + entry.pitch + 1
     return mel, phones, styles
 
 

@@ -30,7 +30,6 @@ _Model = TypeVar("_Model", bound=nn.Module)
 HELD_OUT = 128
 """Utterances at the corpus's end that nothing learns from."""
 _TEXT_BATCH, _SPEECH_BATCH = 48, 16
-_EXTRA_PROMPTS = 20_000  # prompts without speech, for the text expert and the tokenizer's merges
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +47,8 @@ class Sizes:
     text_steps: int
     speech_steps: int
     acoustic_steps: int
+    prompts: int = 20_000
+    """Prompts without speech, for the text expert and the tokenizer's merges."""
     seed: int = 4
     """Of everything."""
 
@@ -84,7 +85,7 @@ def speak(work: Work) -> None:
     sizes = work.sizes
     corpus.write(work.file("corpus"), sizes.shards, sizes.per_shard, sizes.seed, sizes.workers)
     if not work.file("tokenizer.json").exists():
-        written = [user_text(entry.description, entry.text) for entry in _extra(sizes.seed)]
+        written = [user_text(entry.description, entry.text) for entry in _extra(sizes)]
         rows = write_tokenizer(written, work.file("tokenizer.json"))
         print(f"prompts: {rows} ids")
 
@@ -136,7 +137,7 @@ def train_text_expert(work: Work) -> None:
     """A language model of prompts."""
     torch.manual_seed(work.sizes.seed + 3)
     model, seed = text_expert(work), work.sizes.seed
-    prompts = work.prompts(_extra(seed))
+    prompts = work.prompts(_extra(work.sizes))
 
     def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -213,11 +214,12 @@ def _trained(model: _Model, path: Path) -> _Model:
     return model.eval()
 
 
-def _extra(seed: int) -> list[corpus.Entry]:
+def _extra(sizes: Sizes) -> list[corpus.Entry]:
     """Prompts without speech."""
     held_out = {sentences.key(text) for text in corpus.test_sentences()}
-    rng, entries = random.Random(f"{seed}:prompts"), []  # noqa: S311 - not for secrets
-    while len(entries) < _EXTRA_PROMPTS:
+    rng = random.Random(f"{sizes.seed}:prompts")  # noqa: S311 - not for secrets
+    entries: list[corpus.Entry] = []
+    while len(entries) < sizes.prompts:
         text, (style, description) = sentences.training_sentence(rng), style_and_description(rng)
         if sentences.key(text) not in held_out:
             entries.append(corpus.Entry(text, description, style.speaker, style.speed, style.pitch))

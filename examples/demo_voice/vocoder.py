@@ -101,7 +101,7 @@ def _stft_loss(made: Tensor, wave: Tensor, size: int) -> Tensor:
         torch.stft(x, size, size // 4, size, window, pad_mode="constant", return_complex=True).abs().clamp(min=1e-4)
         for x in (made, wave)
     ]
-    convergence = (spectra[1] - spectra[0]).norm() / spectra[1].norm().clamp(min=1e-3)
+    convergence: Tensor = (spectra[1] - spectra[0]).norm() / spectra[1].norm().clamp(min=1e-3)
     return convergence + nn.functional.l1_loss(spectra[0].log(), spectra[1].log())
 
 

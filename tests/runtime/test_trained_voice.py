@@ -50,7 +50,6 @@ def test_slow_is_longer_than_fast(voice: Synthesizer) -> None:
 
 def test_a_long_text_is_spoken_piece_by_piece(voice: Synthesizer) -> None:
     one = voice.synthesize("Hello world.", seed=1)
-    three = voice.synthesize(
-        "Hello world. Good morning Anna. The red door is behind the office. Thank you John.", seed=1
-    )
+    text = "Hello world. Good morning Anna. The red door is behind the office. Thank you John."
+    three = voice.synthesize(text, seed=1)
     assert three.duration_s > 2.0 * one.duration_s

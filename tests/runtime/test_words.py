@@ -52,17 +52,8 @@ def test_say_names_each_unknown_word_once(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_say_is_silent_about_known_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = [
-        "say",
-        "Hello world, good morning Anna.",
-        "-f",
-        str(tmp_path / "a.wav"),
-        "--seed",
-        "1",
-        "--max-tokens",
-        "20",
-    ]
-    assert main(argv) == 0
+    text = "Hello world, good morning Anna."
+    assert main(["say", text, "-f", str(tmp_path / "a.wav"), "--seed", "1", "--max-tokens", "20"]) == 0
     assert "trained on (" not in capsys.readouterr().err
 
 
