@@ -209,7 +209,7 @@ def report(rows: list[Figures], arguments: argparse.Namespace) -> None:
         )
         for row in rows
     ]
-    machine = describe()
+    machine = describe(("numpy", "onnxruntime", "pocketsphinx", "torch"))
     print(text_table(header, cells))
     if arguments.output:
         data: dict[str, Any] = {"machine": asdict(machine), "rows": [asdict(row) for row in rows]}
