@@ -23,10 +23,12 @@ from voxedge.calibration.gate import (
     words_note,
 )
 from voxedge.calibration.metrics import TensorDifference
+from voxedge.calibration.quantise.bundle import quantise_bundle
+from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.recogniser import WordErrors
 from voxedge.calibration.report import Check, GraphReport, SpeechDifference, SpeechReport, VerifyReport, pool
 from voxedge.calibration.speaking import Probe
-from voxedge.calibration.verify import VerifyConfig, verify_bundle
+from voxedge.calibration.verify import VerifyConfig, record, verify, verify_bundle
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError, MissingResourceError
 from voxedge.engines.files import hash_file
@@ -222,6 +224,16 @@ def test_a_bundle_that_passed_is_ready(fp16_bundle: Path, fp32_bundle: Path, tmp
     assert readiness(Bundle.open(root)).state == "unverified"
     assert main(["verify", str(root), "--reference", str(fp32_bundle), *short]) == 0
     assert readiness(Bundle.open(root)).state == "ready"
+
+
+def test_a_quantised_bundle_is_ready_after_verification_alone(fp32_bundle: Path, tmp_path: Path) -> None:
+    bundle = quantise_bundle(fp32_bundle, tmp_path / "int8", QuantiseConfig("int8-weight"))
+    assert (readiness(bundle).state, readiness(bundle).warns) == ("unverified", True)
+    found = verify(bundle.root, fp32_bundle, None, SHORT)
+    assert readiness(bundle).state == "unverified", "looking is not judging"
+    record(found)
+    assert found.report.passed, found.report.failures
+    assert (readiness(bundle).state, readiness(bundle).warns) == ("ready", False)
 
 
 def test_limits_of_the_manifest_go_before_those_of_the_precision(fp32_bundle: Path, tmp_path: Path) -> None:
