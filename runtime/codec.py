@@ -60,6 +60,7 @@ class Codec:
             settings = from_dict(CodecSettings, given, "voxedge.json: settings.codec")
         except ConfigError as error:
             raise BundleError(str(error)) from error
+        loader.require(DECODER)
         return cls(settings, loader.load)
 
     @classmethod

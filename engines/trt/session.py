@@ -45,6 +45,8 @@ class Session:
         """
         self.cuda.enter()
         recent_errors.clear()
+        if path.stat().st_size == 0:  # an empty file cannot be mapped
+            raise refused(f"{path}: expected an engine, found an empty file")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             runtime = self._runtime
             engine = runtime.deserialize_cuda_engine(data)
