@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from voxedge.calibration.cache_scales import has_int8_cache, stored_scales
 from voxedge.calibration.replay import Feeds, replay
 from voxedge.engines.backend import Array, Engine
 from voxedge.engines.bundle import Bundle
@@ -71,7 +72,7 @@ class GraphRunner:
             path = self._bundle.graph_path(spec)
             return run_calls(path, spec, calls, "cuda" if self.backend == "cuda" else "cpu")
         try:
-            return _replay_all(self._loader.load(spec.name), calls)
+            return _replay_all(self._loader.load(spec.name), self._bundle.graph_path(spec), calls)
         finally:
             self._loader.release(spec.name)
 
@@ -92,10 +93,11 @@ def run_calls(path: Path, spec: GraphSpec, calls: Sequence[Feeds], device: str =
     """
     engine = OrtEngine(path, spec, OrtOptions(device="cuda" if device == "cuda" else "cpu"))
     try:
-        return _replay_all(engine, calls)
+        return _replay_all(engine, path, calls)
     finally:
         engine.close()
 
 
-def _replay_all(engine: Engine, calls: Sequence[Feeds]) -> Outputs:
-    return [replay(engine, feeds) for feeds in calls]
+def _replay_all(engine: Engine, path: Path, calls: Sequence[Feeds]) -> Outputs:
+    scales = stored_scales(path) if has_int8_cache(engine.spec) else None
+    return [replay(engine, feeds, scales) for feeds in calls]

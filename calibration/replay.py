@@ -16,6 +16,8 @@ from voxedge.engines.errors import InputError
 from voxedge.engines.manifest import GraphSpec
 
 Feeds = Mapping[str, Array]
+CacheScales = Mapping[str, Array]
+"""Steps [G, D] of INT8 caches by leaf, such as `3.key`."""
 
 _ROUND = 64  # capacities of the runtime's caches are multiples of it
 PAST, NEW, _PRESENT = "past.", "new.", "present."
@@ -38,26 +40,42 @@ def portable_feeds(spec: GraphSpec, given: Feeds) -> dict[str, Array]:
     return feeds
 
 
-def replay(engine: Engine, feeds: Feeds) -> dict[str, Array]:
+def replay(engine: Engine, feeds: Feeds, scales: CacheScales | None = None) -> dict[str, Array]:
     """Run one call.
 
     Args:
         engine: Of either flavour, on the CPU.
         feeds: Inputs of the portable flavour; floats are cast to what the graph takes.
+        scales: Of the graph's caches where these are INT8.
 
     Returns:
-        The outputs of the portable flavour by name.
+        The outputs of the portable flavour by name; rows of INT8 caches as floats.
 
     Raises:
         InputError: The call belongs to another graph, or is longer than this one can take.
         InferenceError: The graph failed.
     """
     spec = engine.spec
+    steps = scales or {}
+    given = {name: _rounded(array, steps.get(name.removeprefix(PAST))) for name, array in feeds.items()}
     if _in_place(spec):
-        return _replay_in_place(engine, feeds)
-    expected = {tensor.name: tensor.dtype for tensor in spec.inputs}
-    _check_names(spec, expected, feeds)
-    return engine.run({name: _cast(feeds[name], dtype) for name, dtype in expected.items()})
+        found = _replay_in_place(engine, given)
+    else:
+        expected = {tensor.name: tensor.dtype for tensor in spec.inputs}
+        _check_names(spec, expected, feeds)
+        found = engine.run({name: _cast(given[name], dtype) for name, dtype in expected.items()})
+    return {name: _floats(array, steps.get(name.removeprefix(NEW))) for name, array in found.items()}
+
+
+def _rounded(array: Array, step: Array | None) -> Array:
+    """Rows of a cache as INT8, as the graph itself would have kept them."""
+    if step is None or array.dtype == np.int8:
+        return array
+    return np.clip(np.rint(array / step), -128, 127).astype(np.int8)
+
+
+def _floats(array: Array, step: Array | None) -> Array:
+    return array if step is None or array.dtype != np.int8 else array.astype(np.float32) * step
 
 
 def _in_place(spec: GraphSpec) -> bool:

@@ -18,6 +18,7 @@ from voxedge.calibration.lint import require_portable
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.cpu_form import CpuChoice, choose_cpu_form
 from voxedge.calibration.quantise.graph import EditedGraph, opset_of
+from voxedge.calibration.quantise.kv_cache import int8_caches, round_caches
 from voxedge.calibration.quantise.notes import REPORT, GraphNotes, write_notes
 from voxedge.calibration.quantise.plan import PrecisionMap, WeightedNode, plan_layers
 from voxedge.calibration.quantise.smooth import Smoothing
@@ -122,6 +123,8 @@ def quantise_graph(
         forms: dict[Flavour, Form] = {"portable": PORTABLE, "ort": ort_form(cpu_form)}
         smoothed = quantise_activations(graph, specs, statistics, config, forms)
     store_weights(graph, specs)
+    if config.kv_cache == "int8":
+        round_caches(graph, statistics)
     return specs, smoothed
 
 
@@ -215,7 +218,7 @@ def rounded_spec(
     own = {path: form for path, form in formats.items() if path in paths[spec.flavour]}
     touched = any(form.precision != spec.precision for form in own.values())
     return dataclasses.replace(
-        spec,
+        int8_caches(spec) if config.kv_cache == "int8" else spec,
         precision=config.precision if touched else spec.precision,
         opset=opset_of(graph.models[spec.flavour]),
         layers=own,

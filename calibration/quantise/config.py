@@ -46,6 +46,8 @@ class QuantiseConfig:
     that mind most are kept higher until it is reached (`calibration.mixed`); None leaves all to the rules."""
     unit: Literal["layer", "block"] = "layer"
     """Whether that search keeps single layers or whole blocks higher; blocks are faster in very deep models."""
+    kv_cache: Literal["float", "int8"] = "float"
+    """How decoders keep the keys and values of the past: in the type of the activations, or as INT8."""
     overwrite: bool = False
     """Replace an existing bundle."""
 
@@ -59,6 +61,8 @@ class QuantiseConfig:
             )
         if self.ranges not in METHODS:
             raise ConfigError(f"expected --ranges among {', '.join(METHODS)}, found {self.ranges!r}")
+        if self.kv_cache not in ("float", "int8"):
+            raise ConfigError(f"expected --kv-cache float or int8, found {self.kv_cache!r}")
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"expected --block among {', '.join(map(str, BLOCK_SIZES))}, found {self.block_size}")
 

@@ -1,4 +1,4 @@
-"""Which layer gets which precision: a default by operator, islands that stay FP32, and the user's rules.
+"""Which layer gets which precision: a default by operator, islands of FP32 arithmetic, and the user's rules.
 
 In: the weighted nodes of a bundle's graphs, a precision, rules. Out: a `PrecisionMap` for every graph, in which every
 node with weights appears. Does not touch graphs; numbers are rounded elsewhere.
@@ -64,12 +64,14 @@ class Rule:
         return fnmatch.fnmatchcase(name, self.pattern)
 
 
-# What design.md 4.2 keeps in FP32 whatever the precision: rotary tables and the embedding of time; and a codec's
-# quantiser, whose search for the nearest entry takes another one for the least error.
+# What design.md 4.2 computes in FP32 whatever the precision. Rotary tables are angles, not weights. The embedding of
+# time keeps FP32 activations and arithmetic, but its weights may be stored as INT8: in a diffusion transformer of 4
+# layers that costs 0.05 to 0.25 dB of 33.5 and takes the size from 0.35 to 0.25 of FP32 (at 4 bits: none of 13.3 dB).
+# A codec's quantiser stays as it is: its search for the nearest entry takes another one for the least error.
 ISLANDS: tuple[Rule, ...] = (
     Rule("*/rotary/*", "fp32"),
-    Rule("*/to_timestep_embed/*", "fp32"),
-    Rule("*global_cond_embedder/*", "fp32"),
+    Rule("*/to_timestep_embed/*", "int8-weight"),
+    Rule("*global_cond_embedder/*", "int8-weight"),
     Rule("codec_*:/quantizer/*", "fp32"),
 )
 
@@ -129,8 +131,9 @@ def _precision(graph: str, node: WeightedNode, base: LayerPrecision, rules: Sequ
     if given:
         _check_possible(graph, node, given[-1])
         return given[-1]
-    if any(rule.matches(graph, node.path) for rule in ISLANDS):
-        return node.stored
+    island = next((rule.precision for rule in ISLANDS if rule.matches(graph, node.path)), None)
+    if island is not None:
+        return node.stored if "fp32" in (island, base) else island
     wanted = _BY_OPERATOR.get(base, {}).get(node.operator, base)
     return node.stored if wanted == "fp32" else wanted
 

@@ -112,7 +112,8 @@ def _needs_speech(arguments: argparse.Namespace, quantise: QuantiseConfig) -> bo
             "expected no --statistics for a checkpoint, as they are of one FP32 bundle; quantise that bundle with "
             "`voxedge quantise`, or leave it to --calibrate SET"
         )
-    return arguments.calibrate is not None or quantise.precision == "int8" or quantise.min_snr_db is not None
+    calibrated = quantise.precision == "int8" or quantise.kv_cache == "int8" or quantise.min_snr_db is not None
+    return arguments.calibrate is not None or calibrated
 
 
 def predicted_bytes(checkpoint: Path, precision: str) -> int:

@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the CPU computes int8 decoders and vocoders (default: measure, keep the faster)",
     )
+    group.add_argument("--kv-cache", choices=("float", "int8"), default="float", help="of decoders; int8 is calibrated")
     group.add_argument(
         "--min-snr",
         type=number(-100.0, 200.0),
@@ -128,6 +129,7 @@ def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
         base=arguments.base,
         min_snr_db=min_snr_db,
         unit=arguments.by,
+        kv_cache=arguments.kv_cache,
         overwrite=arguments.force,
     )
 

@@ -10,19 +10,37 @@ import onnx
 import onnxruntime
 import pytest
 
+from voxedge.calibration.backends import run_calls
+from voxedge.calibration.graph_check import check_graphs
+from voxedge.calibration.metrics import snr_db
 from voxedge.calibration.quantise.bundle import quantise_bundle
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.plan import Rule, parse_rule
+from voxedge.calibration.recording import Recording
 from voxedge.calibration.speaking import Probe, speak
+from voxedge.calibration.statistics import BINS, Provenance, Statistics, TensorStatistics, bundle_hash
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BuildError, ConfigError, InputError
 from voxedge.engines.manifest import Flavour, LayerSpec
+from voxedge.engines.ort import OrtEngine, OrtOptions
+from voxedge.engines.records import from_dict
 from voxedge.engines.trt.api import Library
 from voxedge.engines.trt.config import check_parser
 from voxedge.export.config import ExportConfig
 from voxedge.export.systems import export_checkpoint
 from voxedge.runtime.audio import check_audio
+from voxedge.runtime.decoder import CacheShape, Decoder, KvCache, Logits
 
+PROVENANCE = {
+    "set_name": "test",
+    "set_sha256": "0" * 64,
+    "lines": 1,
+    "seed": 0,
+    "max_tokens": 1,
+    "voxedge": "0",
+    "onnxruntime": "0",
+}
+IDS = np.arange(30, dtype=np.int32)
 WEIGHT_ONLY = ("int8-weight", "int4-weight")
 
 
@@ -81,6 +99,8 @@ def test_the_map_names_every_layer(quantised: Callable[[str], Bundle]) -> None:
     assert quantised("int4-weight").manifest.graph("vae_decoder").layers["/layers.0/Conv"] == LayerSpec("int8-weight")
     rotary = quantised("int4-weight").manifest.graph("speech_expert").layers["/rotary/Gather"]
     assert rotary == LayerSpec("fp32")
+    time = quantised("int4-weight").manifest.graph("dit").layers["/to_timestep_embed/0/Conv"]
+    assert time == LayerSpec("int8-weight")
 
 
 @pytest.mark.parametrize("precision", WEIGHT_ONLY)
@@ -153,6 +173,100 @@ def test_bad_options_are_refused(options: dict[str, object], message: str, fp32_
 def test_bad_rules_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected"):
         parse_rule(text)
+
+
+def test_int8_caches(
+    quantised: Callable[[str], Bundle], fp32_bundle: Path, tmp_path: Path, statistics_of_caches: Statistics
+) -> None:
+    """Both experts over one cache, in both flavours, and a prompt in pieces."""
+    config = QuantiseConfig("int8-weight", kv_cache="int8")
+    bundle = quantise_bundle(fp32_bundle, tmp_path / "out", config, statistics_of_caches)
+    plain = quantised("int8-weight")
+    found: list[Logits] = []
+    for flavour in ("portable", "ort"):
+        engine, float_engine = (open_graph(one, flavour) for one in (bundle, plain))
+        assert CacheShape.of(engine.spec).dtype == "int8"
+        true = logits(float_engine, IDS, [30])
+        whole, pieces = logits(engine, IDS, [30]), logits(engine, IDS, [7, 1, 22])
+        # The rows are rounded before they are read, in the flight as from the cache: only FP32 roundings differ.
+        assert snr_db(whole, pieces) > 80
+        # A step s is 1 / 127 of a channel's maximum and its error s / sqrt(12): 52.9 dB less the crest factor, 12 dB
+        # for 4 sigma. Keys and values of three layers err, 8 dB, and a softmax and a gate may double that: 6 dB.
+        assert 25 < snr_db(true, whole) < 60
+        found.append(whole)
+    assert snr_db(*found) > 80
+    assert check_audio(speak(bundle, Probe()).samples).peak > 0
+    graphs, failures = check_graphs(bundle, Bundle.open(fp32_bundle), spoken_calls(fp32_bundle), lambda *_: None)
+    assert not failures
+    rows = [output for graph in graphs for output in graph.outputs if output.name == "new.0.key"]
+    assert rows
+    assert all(output.snr_db > 25 for output in rows)  # compared as floats, not as integers
+
+
+def test_int8_caches_need_statistics(fp32_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="voxedge calibrate"):
+        quantise_bundle(fp32_bundle, tmp_path / "out", QuantiseConfig(kv_cache="int8"))
+
+
+def test_statistics_of_another_bundle(fp16_bundle: Path, tmp_path: Path, statistics_of_caches: Statistics) -> None:
+    with pytest.raises(InputError, match="those of another one"):
+        quantise_bundle(fp16_bundle, tmp_path / "out", QuantiseConfig(kv_cache="int8"), statistics_of_caches)
+
+
+@pytest.fixture(scope="module")
+def statistics_of_caches(fp32_bundle: Path) -> Statistics:
+    """What the caches of the small model hold, of one recorded utterance and of the ids that the test reads."""
+    bundle = Bundle.open(fp32_bundle)
+    recording = spoken_calls(fp32_bundle)
+    provenance = from_dict(Provenance, PROVENANCE | {"bundle_sha256": bundle_hash(bundle.manifest)}, "test")
+    found = {}
+    for name in ("text_expert", "speech_expert"):
+        spec = bundle.manifest.graph(name)
+        empty = {key: rows[:0] for key, rows in recording.calls(name)[0].items() if key.startswith("past.")}
+        read = {"ids": IDS[None], "logits_at": np.array([len(IDS) - 1], np.int32), **empty}
+        outputs = run_calls(bundle.graph_path(spec), spec, [*recording.calls(name), read])
+        for key in (tensor.name for tensor in spec.outputs if tensor.name.startswith("new.")):
+            rows = np.concatenate([call[key] for call in outputs])  # [n, 1, G, D]
+            found[name, key] = summary(rows.reshape(len(rows), -1))
+    return Statistics.of(provenance, found)
+
+
+def summary(rows: np.ndarray) -> TensorStatistics:
+    """Rows [n, C] as calibration keeps them; the histogram says no more than how many there are."""
+    counts = np.zeros(BINS, np.int64)
+    counts[0] = rows.size
+    size = np.abs(rows)
+    return TensorStatistics(
+        axis=-1,
+        minimum=float(rows.min()),
+        maximum=float(rows.max()),
+        count=rows.size,
+        limit=float(2 ** np.ceil(np.log2(size.max() + 1e-6) + 1)),
+        counts=counts,
+        channel_max=size.max(0),
+        channel_mean=size.mean(0),
+        samples=rows[:128].astype(np.float16),
+    )
+
+
+def spoken_calls(path: Path) -> Recording:
+    recording = Recording()
+    speak(Bundle.open(path), Probe(), recording)
+    return recording
+
+
+def open_graph(bundle: Bundle, flavour: Flavour) -> OrtEngine:
+    spec = bundle.manifest.graph("speech_expert", flavour)
+    return OrtEngine(bundle.graph_path(spec), spec, OrtOptions(threads=1))
+
+
+def logits(engine: OrtEngine, ids: np.ndarray, pieces: list[int]) -> Logits:
+    """After all ids, read in pieces of these lengths."""
+    decoder = Decoder(engine)
+    cache = KvCache(engine, decoder.cache_shape, len(ids))
+    for part in np.split(ids, np.cumsum(pieces)[:-1]):
+        last = decoder.forward(part, cache)
+    return last.copy()
 
 
 def test_a_quantised_bundle_is_no_source(quantised: Callable[[str], Bundle], tmp_path: Path) -> None:
