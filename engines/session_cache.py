@@ -28,7 +28,7 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BackendUnavailableError, BundleError, ConfigError, VoxedgeError
 from voxedge.engines.manifest import FileRecord, GraphSpec
 from voxedge.engines.memory import give_back_memory
-from voxedge.engines.ort import OrtEngine, OrtOptions, load_onnxruntime, newer_or_equal, save_prepared
+from voxedge.engines.ort import GRAPH_OPTIONS, OrtEngine, OrtOptions, load_onnxruntime, newer_or_equal, save_prepared
 from voxedge.engines.records import from_dict, to_dict
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class SessionKey:
     """Version of ONNX Runtime."""
     processor: str
     """Model and instruction sets, see `processor_identity`."""
+    options: str
+    """Session options that change the graph; not the number of threads, which does not."""
 
     @property
     def folder(self) -> str:
@@ -212,7 +214,9 @@ def session_key(bundle: Bundle, spec: GraphSpec) -> SessionKey:
     """The key of a graph on this machine."""
     records = bundle.manifest.files
     version = load_onnxruntime("cpu").__version__
-    return SessionKey(records[spec.path].sha256, records[spec.data].sha256, version, processor_identity())
+    return SessionKey(
+        records[spec.path].sha256, records[spec.data].sha256, version, processor_identity(), str(GRAPH_OPTIONS)
+    )
 
 
 def processor_identity(root: Path = Path("/")) -> str:

@@ -92,7 +92,7 @@ def test_the_copy_holds_packed_weights(cache: SessionCache, bundle: Bundle) -> N
     assert (entry(cache, bundle) / "graph.data").stat().st_size >= 2 * 2 * 4 * toy_graphs.WIDTH**2
 
 
-@pytest.mark.parametrize("field", ["graph_sha256", "data_sha256", "onnxruntime", "processor"])
+@pytest.mark.parametrize("field", ["graph_sha256", "data_sha256", "onnxruntime", "processor", "options"])
 def test_every_part_of_the_key_counts(bundle: Bundle, field: str) -> None:
     key = session_key(bundle, bundle.manifest.graph("toy"))
     other = dataclasses.replace(key, **{field: getattr(key, field) + "x"})
