@@ -85,7 +85,6 @@ class _Frame:
     width: int
     codebooks: tuple[int, ...]
     dtype: torch.dtype
-    probe: bool
 
     def __call__(self) -> Traced:
         channels, size = len(self.codebooks), max(self.codebooks)
@@ -93,9 +92,8 @@ class _Frame:
             TensorSpec("uniforms", "float32", ("batch", channels)),
             TensorSpec("penalties", "float32", ("batch", channels, size)),
         ]
-        probes = ["logits"] if self.probe else []
         arguments: tuple[Argument, ...] = (_state(self.width), noise, list(_RULES))
-        outputs = ["codes", "embeds", "gate", *probes]
+        outputs = ["codes", "embeds", "gate", "logits"]
         if isinstance(self.local, DepthConfig):
             arguments = (_state(self.width), TensorSpec("text", "float32", ("batch", self.width)), *arguments[1:])
             outputs.remove("gate")
@@ -103,8 +101,8 @@ class _Frame:
 
     def _module(self) -> nn.Module:
         if isinstance(self.local, DepthConfig):
-            return DepthFrame(self.local, self.width, self.codebooks, self.dtype, probe=self.probe)
-        return GptFrame(self.local, self.codebooks, self.dtype, probe=self.probe)
+            return DepthFrame(self.local, self.width, self.codebooks, self.dtype)
+        return GptFrame(self.local, self.codebooks, self.dtype)
 
 
 def embeddings_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> GraphPlan:
@@ -144,14 +142,8 @@ def depth_text_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig)
     return _plan(name, config, tracer, {**_depth(checkpoint), **_exit(checkpoint, "exit", 0), "head.weight": head})
 
 
-def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig, *, probe: bool = False) -> GraphPlan:
+def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> GraphPlan:
     """The frame step of either local transformer.
-
-    Args:
-        name: Of the graph.
-        checkpoint: A local model.
-        config: The user's options.
-        probe: Also give the logits of all channels, for comparisons.
 
     Raises:
         CheckpointError: A codebook is too large to be sorted on a device.
@@ -160,7 +152,7 @@ def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig, *, p
     if local is None or max(codebooks) > LARGEST_CODEBOOK:
         raise CheckpointError(f"expected a local transformer over codebooks of at most {LARGEST_CODEBOOK} codes")
     width = checkpoint.text_table.shape[1]
-    tracer = _Frame(local, width, codebooks, _dtype(config), probe)
+    tracer = _Frame(local, width, codebooks, _dtype(config))
     tensors = {"channels.table.weight": checkpoint.audio_table}
     tensors.update({f"channels.heads.{j}.weight": head for j, head in enumerate(checkpoint.audio_heads)})
     if isinstance(local, DepthConfig):

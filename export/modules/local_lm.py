@@ -118,9 +118,9 @@ class _Channels(nn.Module):
 class GptFrame(nn.Module):
     """All codes of a frame by the local transformer of v1.5."""
 
-    def __init__(self, config: GptConfig, codebooks: tuple[int, ...], dtype: torch.dtype, *, probe: bool) -> None:
+    def __init__(self, config: GptConfig, codebooks: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.probe, width = probe, config.width
+        width = config.width
         self.h = nn.ModuleList(GptLayer(config, dtype) for _ in range(config.layers))
         self.ln_f = LayerNorm(width, config.eps)
         self.wpe = parameter(len(codebooks) + 1, width, dtype=dtype) if config.rope_base is None else None
@@ -139,8 +139,8 @@ class GptFrame(nn.Module):
             rules: Temperature, top-p and top-k, see `DrawRules`.
 
         Returns:
-            Codes [B, n] INT32, the next row's embedding [B, 1, d], the gate [B, 2], and for comparisons the logits
-            [B, n, A].
+            Codes [B, n] INT32, the next row's embedding [B, 1, d], the gate [B, 2], and what the codes were drawn from,
+            the logits [B, n, A]; a codebook that is shorter than A ends in the lowest number there is.
         """
         history, x = UnrolledHistory(self.rotary), state
         codes, logits, gate = [], [], None
@@ -152,8 +152,7 @@ class GptFrame(nn.Module):
             codes.append(code)
             logits.append(row_logits)
             total = total + x
-        probes = [torch.stack(logits, 1)] if self.probe else []
-        return [torch.stack(codes, 1), total.unsqueeze(1), gate, *probes]  # type: ignore[list-item]
+        return [torch.stack(codes, 1), total.unsqueeze(1), gate, torch.stack(logits, 1)]  # type: ignore[list-item]
 
     def position(self, channel: int, x: Tensor, history: UnrolledHistory) -> Tensor:
         """Run one position [B, d]."""
@@ -217,11 +216,8 @@ class DepthText(nn.Module):
 class DepthFrame(nn.Module):
     """All codes of a frame by the local transformer of v1, behind the text token."""
 
-    def __init__(
-        self, config: DepthConfig, width: int, codebooks: tuple[int, ...], dtype: torch.dtype, *, probe: bool
-    ) -> None:
+    def __init__(self, config: DepthConfig, width: int, codebooks: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
-        self.probe = probe
         self.depth = Depth(config, width, dtype)
         self.exits = nn.ModuleList(Exit(config, width, dtype) for _ in codebooks)
         self.channels = _Channels(codebooks, width, dtype)
@@ -236,7 +232,7 @@ class DepthFrame(nn.Module):
             rules: Likewise.
 
         Returns:
-            Codes [B, n] INT32, the next row's embedding [B, 1, d], and for comparisons the logits [B, n, A].
+            Codes [B, n] INT32, the next row's embedding [B, 1, d], and the logits [B, n, A] as there.
         """
         history = UnrolledHistory()
         rows, total = torch.stack([state, text], 1), text  # [B, 2, d]
@@ -247,8 +243,7 @@ class DepthFrame(nn.Module):
             codes.append(code)
             logits.append(row_logits)
             rows, total = row.unsqueeze(1), total + row
-        probes = [torch.stack(logits, 1)] if self.probe else []
-        return [torch.stack(codes, 1), total.unsqueeze(1), *probes]
+        return [torch.stack(codes, 1), total.unsqueeze(1), torch.stack(logits, 1)]
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

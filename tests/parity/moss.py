@@ -16,7 +16,6 @@ from voxedge.engines.manifest import Flavour
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moss_tts import MossCheckpoint, load_moss_tts
 from voxedge.export.config import ExportConfig
-from voxedge.export.moss_graphs import frame_plan
 from voxedge.export.systems.moss_tts import graph_plans, settings
 from voxedge.runtime.sampling import SamplingConfig
 from voxedge.runtime.systems.moss_grid import Grid
@@ -60,8 +59,6 @@ class Case:
         """Read the recordings and export the graphs."""
         checkpoint = load_moss_tts(folder / "checkpoint")
         plans = {plan.name: plan for plan in graph_plans(checkpoint, CONFIG)}
-        if "local_frame" in plans:  # with logits, to be compared
-            plans["local_frame"] = frame_plan("local_frame", checkpoint, CONFIG, probe=True)
         return cls(
             folder=folder,
             checkpoint=checkpoint,
