@@ -16,7 +16,7 @@ from voxedge.engines.errors import BundleError, InputError, MissingResourceError
 from voxedge.engines.files import read_json
 from voxedge.runtime.cli.common import UsageError, Verbs, whole
 from voxedge.runtime.cli.console import Console
-from voxedge.runtime.cli.directions import add_direction_flags, directions
+from voxedge.runtime.cli.directions import add_direction_flags, directions, with_voices
 from voxedge.runtime.cli.synthesis import CUT, add_engine_flags, add_voice_flags, open_synthesizer, synthesis_config
 from voxedge.runtime.cli.text import bundle_and_text
 from voxedge.runtime.words import unknown_words
@@ -72,7 +72,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         _tell_unknown(text, synthesizer, console)
         seed = fresh_seed() if arguments.seed is None else arguments.seed
         config = synthesis_config(synthesizer, arguments)
-        request = speak.Request(text, arguments.description, seed, config, prompt, asked)
+        spoken = with_voices(asked, arguments, synthesizer)
+        request = speak.Request(text, arguments.description, seed, config, prompt, spoken)
         if arguments.file == RAW:
             speak.speak_raw(synthesizer, request, arguments.rate, console)
             return 0

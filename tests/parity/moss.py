@@ -1,22 +1,23 @@
-"""MOSS-TTS of a golden case: its graphs exported once, its prompts, its recorded uniform numbers."""
+"""MOSS-TTS of a golden case: its bundle, its prompts, its recorded uniform numbers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from golden_graphs import Exported, read
+from golden_graphs import read
 
 from voxedge.engines.backend import Engine
+from voxedge.engines.bundle import Bundle
 from voxedge.engines.manifest import Flavour
-from voxedge.export.assemble import GraphPlan
+from voxedge.engines.ort import OrtEngine, OrtOptions
 from voxedge.export.checkpoint.moss_tts import MossCheckpoint, load_moss_tts
 from voxedge.export.config import ExportConfig
-from voxedge.export.systems.moss_tts import graph_plans, settings
+from voxedge.export.systems.moss_tts import settings
 from voxedge.runtime.sampling import SamplingConfig
 from voxedge.runtime.systems.moss_grid import Grid
 from voxedge.runtime.systems.moss_model import MossModel
@@ -26,8 +27,6 @@ from voxedge.runtime.systems.moss_settings import MossSettings
 CASES = ("moss_delay", "moss_local", "moss_local_v15", "moss_local_v15_abs")
 CONFIG = ExportConfig()
 GREEDY = SamplingConfig(temperature=0.0)
-
-Export = Callable[[GraphPlan], Exported]
 
 
 @dataclass
@@ -52,34 +51,36 @@ class Case:
     settings: MossSettings
     arrays: dict[str, np.ndarray]
     notes: dict[str, Any]
-    graphs: dict[str, Exported]
+    bundle: Bundle | None = None
 
     @classmethod
-    def open(cls, folder: Path, export: Export) -> Case:
-        """Read the recordings and export the graphs."""
+    def open(cls, folder: Path, bundle: Path | None = None) -> Case:
+        """Read the recordings, and the bundle where graphs are to be run."""
         checkpoint = load_moss_tts(folder / "checkpoint")
-        plans = {plan.name: plan for plan in graph_plans(checkpoint, CONFIG)}
         return cls(
             folder=folder,
             checkpoint=checkpoint,
             settings=settings(checkpoint, CONFIG),
             arrays=read(folder),
             notes=json.loads((folder / "prompts.json").read_text(encoding="utf-8")),
-            graphs={name: export(plan) for name, plan in plans.items()},
+            bundle=None if bundle is None else Bundle.open(bundle),
         )
 
     @property
     def flavours(self) -> list[Flavour]:
         """Of the backbone; the other graphs have one."""
-        return list(self.graphs["backbone"].specs)
+        assert self.bundle is not None
+        return [graph.flavour for graph in self.bundle.manifest.graphs if graph.name == "backbone"]
 
     def model(self, flavour: Flavour) -> MossModel:
         """The model on ONNX Runtime."""
-        engines: dict[str, Engine] = {}
+        assert self.bundle is not None
+        bundle, engines = self.bundle, {}
 
         def load(name: str) -> Engine:
             if name not in engines:
-                engines[name] = self.graphs[name].engine(flavour if name == "backbone" else "portable")
+                spec = bundle.manifest.graph(name, flavour)
+                engines[name] = OrtEngine(bundle.graph_path(spec), spec, OrtOptions(threads=1))
             return engines[name]
 
         return MossModel(self.settings, load)

@@ -9,12 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden_graphs import read
-from moss import CASES, CONFIG, Case, Recorded
+from moss import CASES, Case, Recorded
 
-from voxedge.export.checkpoint.moss_tts import load_moss_tts
 from voxedge.export.modules.draw import DrawRules, draw
-from voxedge.export.systems.moss_tts import settings
 from voxedge.runtime.sampling import Sampler, SamplingConfig
 from voxedge.runtime.systems.moss_frames import FrameCollector
 from voxedge.runtime.systems.moss_grid import delayed, segments, undelayed
@@ -25,10 +22,7 @@ from voxedge.runtime.tokenizer import ChatTokenizer
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, golden: Callable[[str], Path]) -> Case:
-    folder = golden(request.param)
-    checkpoint = load_moss_tts(folder / "checkpoint")
-    notes = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    return Case(folder, checkpoint, settings(checkpoint, CONFIG), read(folder), notes, {})
+    return Case.open(golden(request.param))
 
 
 def test_prompts(case: Case) -> None:

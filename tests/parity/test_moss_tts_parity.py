@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_graphs import Exported
-from moss import CASES, CONFIG, GREEDY, Case, Export, Recorded
+from moss import CASES, CONFIG, GREEDY, Case, Recorded
 
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.qwen3 import LanguageModel
@@ -25,8 +25,8 @@ HOT = 50.0
 
 
 @pytest.fixture(params=CASES, scope="module")
-def case(request: pytest.FixtureRequest, golden: Callable[[str], Path], export: Export) -> Case:
-    return Case.open(golden(request.param), export)
+def case(request: pytest.FixtureRequest, golden: Callable[[str], Path], exported: Callable[..., Path]) -> Case:
+    return Case.open(golden(request.param), exported(request.param, "fp32"))
 
 
 def assert_near(found: np.ndarray, expected: np.ndarray, name: str) -> None:
