@@ -1,4 +1,4 @@
-"""MOSS-TTS from text to sound: exact lengths, streams, voices, long texts, and what cannot be done, from API and shell."""
+"""MOSS-TTS from text to sound: exact lengths, streams, voices, long texts, and what cannot be done."""
 
 from __future__ import annotations
 
