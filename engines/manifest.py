@@ -107,6 +107,8 @@ class GraphSpec:
     """Oldest ONNX Runtime that has the graph's operators."""
     layers: Mapping[str, LayerSpec] = field(default_factory=dict)
     """Precision of every node with weights, by the node's path; empty where all have the graph's."""
+    weight_uses: int = 1
+    """How often one call reads the same weights; above 1 for a graph that is unrolled over its steps."""
 
     def __post_init__(self) -> None:
         dims = {size for tensor in self.inputs for size in tensor.shape if isinstance(size, str)}

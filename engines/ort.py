@@ -68,10 +68,13 @@ class OrtEngine:
 
     def _open(self, path: Path, options: OrtOptions) -> Any:  # noqa: ANN401 - ONNX Runtime has no types
         provider = PROVIDERS[options.device]
+        settings = _session_options(self._runtime, options)
+        if self.spec.weight_uses > 1:
+            # Every node would pack a copy of its own: 12 products with one matrix took 9.5 times its size, and were no
+            # faster, since one row at a time is bound by memory.
+            settings.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = self._runtime.InferenceSession(
-                str(path), _session_options(self._runtime, options), providers=[_provider(provider)]
-            )
+            session = self._runtime.InferenceSession(str(path), settings, providers=[_provider(provider)])
         except Exception as error:  # ONNX Runtime raises its own types, which have no common base
             raise BundleError(
                 f"{path}: expected a graph that ONNX Runtime {self._runtime.__version__} can load; it says: "

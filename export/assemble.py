@@ -34,6 +34,8 @@ class GraphPlan:
     tensors: Tensors
     """The checkpoint's tensors by the module's parameter names."""
     profiles: Mapping[Flavour, Profiles]
+    weight_uses: int = 1
+    """How often one call reads the same weights, see `GraphSpec`."""
 
 
 def write_graph(
@@ -70,6 +72,7 @@ def write_graph(
             inputs=graph.inputs,
             outputs=graph.outputs,
             profiles=plan.profiles[flavour],
+            weight_uses=plan.weight_uses,
         )
         for flavour, graph in traced.items()
     )

@@ -6,7 +6,7 @@ In: a checkpoint and the export options. Out: `GraphPlan`s: shapes, inputs, outp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -80,13 +80,16 @@ class _DepthText:
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class FrameTracer:
+    """Traces the frame step of given sizes."""
+
     local: DepthConfig | GptConfig
     width: int
     codebooks: tuple[int, ...]
     dtype: torch.dtype
 
     def __call__(self) -> Traced:
+        """Trace it."""
         channels, size = len(self.codebooks), max(self.codebooks)
         noise = [
             TensorSpec("uniforms", "float32", ("batch", channels)),
@@ -152,7 +155,7 @@ def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> G
     if local is None or max(codebooks) > LARGEST_CODEBOOK:
         raise CheckpointError(f"expected a local transformer over codebooks of at most {LARGEST_CODEBOOK} codes")
     width = checkpoint.text_table.shape[1]
-    tracer = _Frame(local, width, codebooks, _dtype(config))
+    tracer = FrameTracer(local, width, codebooks, _dtype(config))
     tensors = {"channels.table.weight": checkpoint.audio_table}
     tensors.update({f"channels.heads.{j}.weight": head for j, head in enumerate(checkpoint.audio_heads)})
     if isinstance(local, DepthConfig):
@@ -161,11 +164,11 @@ def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> G
             tensors.update(_exit(checkpoint, f"exits.{channel}", channel + 1))
     else:
         tensors.update(_gpt(checkpoint, local))
-    return _plan(name, config, tracer, tensors)
+    return replace(_plan(name, config, tracer, tensors), weight_uses=len(codebooks))
 
 
 def _plan(
-    name: str, config: ExportConfig, tracer: _TextHead | _DepthText | _Frame, tensors: Mapping[str, LazyTensor]
+    name: str, config: ExportConfig, tracer: _TextHead | _DepthText | FrameTracer, tensors: Mapping[str, LazyTensor]
 ) -> GraphPlan:
     profiles: Profiles = {"main": _ONE}
     return GraphPlan(name, config.precision, {"portable": tracer}, tensors, {"portable": profiles})
