@@ -91,7 +91,7 @@ class Moss:
     def budget(self, utterance: Utterance) -> tuple[int, Callable[[str], int]]:
         """What the context leaves beside the rest of the prompt and the longest speech; see `System.budget`."""
         prompt = len(self.prompt(replace(utterance, text=".")))
-        speech = self._longest(utterance) + self.settings.channels + 4
+        speech = self._longest(utterance) + self._flanks
         room = self.settings.max_context - prompt - speech
         if room < 1:
             raise InputError(
@@ -174,6 +174,11 @@ class Moss:
         """Frames per second."""
         return self.codec.frame_rate
 
+    @property
+    def _flanks(self) -> int:
+        """Rows of an utterance that are no new frames: start and end, and the delay model's staircase."""
+        return self.settings.channels + 4
+
     def _longest(self, utterance: Utterance) -> int:
         exact = self._exact(utterance)
         return utterance.config.sampling.max_tokens if exact is None else exact
@@ -192,6 +197,7 @@ class Moss:
             audio=audio,
             min_frames=audio.min_tokens if exact is None else exact,
             max_frames=self._longest(utterance),
+            max_rows=self._longest(utterance) + self._flanks,
             channels=self._codebooks(utterance.directions),
         )
 
@@ -216,7 +222,7 @@ class Moss:
     def frames(self, utterance: Utterance, collector: FrameCollector) -> Iterator[Frames]:
         """Draw frames [1, n], each as soon as it is whole; those of the prefix come first, for the codec to hear."""
         grid, rules = self.prompt(utterance), self.rules(utterance)
-        positions = len(grid) + rules.max_frames + self.settings.channels + 4
+        positions = len(grid) + rules.max_rows
         if self._model is None:
             self._model = MossModel(self.settings, self._loader.load)
         self._model.start(min(positions, self.settings.max_context), rules.channels)

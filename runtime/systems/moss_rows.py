@@ -100,6 +100,8 @@ class Rows:
         if forced is not None:
             return forced
         slots = (machine.ids.gen_slot, machine.delay_slot)
+        if not machine.in_audio and spoken < self._rules.min_frames:
+            return machine.ids.audio_start  # who asks for a length leaves no choice
         if not machine.in_audio:
             return words.next(self._model.text_logits(), machine.banned())
         if spoken >= self._rules.max_frames:
