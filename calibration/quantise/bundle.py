@@ -15,6 +15,7 @@ from pathlib import Path
 
 from voxedge.calibration.graph_files import read_model, save_models, stored_sources
 from voxedge.calibration.lint import require_portable
+from voxedge.calibration.quantise.awq import Balanced, balance
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.cpu_form import CpuChoice, choose_cpu_form
 from voxedge.calibration.quantise.graph import EditedGraph, opset_of
@@ -103,7 +104,7 @@ def quantise_graph(
     config: QuantiseConfig,
     statistics: Statistics | None,
     cpu_form: CpuForm = "integer",
-) -> tuple[dict[str, LayerSpec], list[Smoothing]]:
+) -> tuple[dict[str, LayerSpec], list[Smoothing | Balanced]]:
     """Rewrite one graph in place.
 
     Returns:
@@ -113,7 +114,9 @@ def quantise_graph(
         InputError: There are layers at `int8`, and no statistics of what enters them.
     """
     specs = {node.path: layer_spec(node, layers[node.path], config) for node in graph.weighted_nodes()}
-    smoothed: list[Smoothing] = []
+    smoothed: list[Smoothing | Balanced] = []
+    if statistics is not None and config.awq:
+        smoothed += balance(graph, specs, statistics)
     if has_int8(layers):
         if statistics is None:
             raise InputError(
@@ -121,7 +124,7 @@ def quantise_graph(
                 "and give the file with --statistics"
             )
         forms: dict[Flavour, Form] = {"portable": PORTABLE, "ort": ort_form(cpu_form)}
-        smoothed = quantise_activations(graph, specs, statistics, config, forms)
+        smoothed += quantise_activations(graph, specs, statistics, config, forms)
     store_weights(graph, specs)
     if config.kv_cache == "int8":
         round_caches(graph, statistics)
@@ -185,7 +188,7 @@ def _cpu_choice(
     """How the CPU will compute a graph that exists once; says so where INT8 loses."""
     if config.cpu_form != "auto":
         return CpuChoice(config.cpu_form, measured=False)
-    plain = dataclasses.replace(config, smooth=False)  # the same work for the processor
+    plain = dataclasses.replace(config, smooth=False, awq=False)  # the same work for the processor
 
     def write(folder: Path, form: CpuForm) -> Path:
         graph = _open(bundle, spec.name, add_ort=True)

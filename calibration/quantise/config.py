@@ -46,6 +46,8 @@ class QuantiseConfig:
     that mind most are kept higher until it is reached (`calibration.mixed`); None leaves all to the rules."""
     unit: Literal["layer", "block"] = "layer"
     """Whether that search keeps single layers or whole blocks higher; blocks are faster in very deep models."""
+    awq: bool = True
+    """Whether 4-bit weights are scaled by the activations that meet them (AWQ), where statistics are given."""
     kv_cache: Literal["float", "int8"] = "float"
     """How decoders keep the keys and values of the past: in the type of the activations, or as INT8."""
     overwrite: bool = False

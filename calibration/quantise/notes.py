@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxedge.calibration.quantise.awq import Balanced
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.cpu_form import CpuChoice
 from voxedge.calibration.quantise.smooth import Smoothing
@@ -27,8 +28,8 @@ class GraphNotes:
     graph: str
     cpu: CpuChoice | None = None
     """How the CPU computes it; None where there was no choice."""
-    smoothing: tuple[Smoothing, ...] = ()
-    """Of each activation of INT8 matrix products."""
+    smoothing: tuple[Smoothing | Balanced, ...] = ()
+    """Of each activation of INT8 and of 4-bit matrix products."""
 
 
 def write_notes(path: Path, config: QuantiseConfig, statistics: Statistics | None, notes: Sequence[GraphNotes]) -> None:

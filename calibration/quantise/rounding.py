@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxedge.engines.errors import ExportError
-from voxedge.engines.lazy import Block, Index, LazyTensor
+from voxedge.engines.lazy import Block, Index, InMemory, LazyTensor, materialise
 
 Floats = npt.NDArray[np.float32]
 
@@ -136,6 +136,15 @@ class Rounded:
         for index, values in self.scales.source.blocks(max_bytes):
             ratio = values.astype(np.float32) / _spread(scales, grid, index, values.ndim)
             yield index, np.clip(np.rint(ratio), grid.low, grid.high).astype(np.int8)
+
+
+def dequantised(weight: Floats, grid: Grid) -> Floats:
+    """What a weight in memory becomes by rounding it and making it floats again."""
+    scales = Scales(InMemory("weight", weight), grid, "float32")
+    integers = materialise(Rounded(scales))
+    whole = tuple(slice(0, length) for length in weight.shape)
+    result: Floats = integers * _spread(materialise(scales), grid, whole, weight.ndim)
+    return result
 
 
 def _spread(scales: Floats, grid: Grid, index: Index, axes: int) -> Floats:

@@ -64,7 +64,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Weights:
+class GroupWeights:
     """What the search needs of the weights of a group."""
 
     largest: Matrix
@@ -81,13 +81,13 @@ def smooth_group(graph: EditedGraph, group: Group, method: RangeMethod) -> Smoot
         group: The activation and all products that are quantised with it.
         method: How ranges are chosen.
     """
-    weights = _read([graph.sources[node.weight] for node in group.nodes])
+    weights = read_weights([graph.sources[node.weight] for node in group.nodes])
     alpha, limit, gain = _search(group.found, weights, method)
     name = str(group.value.name)
     if alpha is None:
         return Smoothing(name, None, False, limit, 0.0)
     factors = smoothing_factors(group.found.channel_max, weights.largest, alpha)
-    return Smoothing(name, alpha, _apply(graph, group, factors), limit, gain)
+    return Smoothing(name, alpha, apply_factors(graph, group, factors), limit, gain)
 
 
 def smoothing_factors(activations: Matrix, weights: Matrix, alpha: float) -> Factors:
@@ -106,7 +106,7 @@ def smoothing_factors(activations: Matrix, weights: Matrix, alpha: float) -> Fac
     return factors.astype(np.float32)
 
 
-def _read(sources: Sequence[LazyTensor]) -> _Weights:
+def read_weights(sources: Sequence[LazyTensor]) -> GroupWeights:
     """One pass over the weights [K, N] of a group."""
     largest = np.zeros(sources[0].shape[0], np.float32)
     chosen = []
@@ -119,10 +119,10 @@ def _read(sources: Sequence[LazyTensor]) -> _Weights:
             inside = (picked >= part.start) & (picked < part.stop)
             columns[rows, inside] = values[:, picked[inside] - part.start]
         chosen.append(columns)
-    return _Weights(largest, np.concatenate(chosen, axis=1))
+    return GroupWeights(largest, np.concatenate(chosen, axis=1))
 
 
-def _search(found: TensorStatistics, weights: _Weights, method: RangeMethod) -> tuple[float | None, float, float]:
+def _search(found: TensorStatistics, weights: GroupWeights, method: RangeMethod) -> tuple[float | None, float, float]:
     """Best strength, the range that belongs to it, and the gain in decibels."""
     rows = found.samples.astype(np.float32)  # [n, K]
     true = rows @ weights.columns  # [n, N]
@@ -149,8 +149,8 @@ def _error(rows: Matrix, columns: Matrix, limit: float, true: Matrix) -> float:
     return float(np.square(rounded * (step * scales) - true, dtype=np.float64).sum())
 
 
-def _apply(graph: EditedGraph, group: Group, factors: Factors) -> bool:
-    """Divide the activation and multiply the weights; whether no Mul was needed."""
+def apply_factors(graph: EditedGraph, group: Group, factors: Factors) -> bool:
+    """Divide an activation by factors [K] and multiply the weights by them; whether no Mul was needed."""
     inverse = (1.0 / factors.astype(np.float64)).astype(np.float32)
     paths = {node.path for node in group.nodes}
     alone = all(use.node.name in paths and use.idx == 0 for use in group.value.uses())

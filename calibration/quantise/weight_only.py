@@ -69,7 +69,8 @@ def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
     graph.drop_unused()
 
 
-def _grid(node: WeightedNode, spec: LayerSpec) -> Grid:
+def grid_of(node: WeightedNode, spec: LayerSpec) -> Grid:
+    """Which weights of a layer share a scale."""
     bits = 4 if spec.precision == "int4-weight" else 8
     if spec.block is not None:
         return Grid(axis=0, block=spec.block, bits=bits)
@@ -90,7 +91,7 @@ def rounded_weight(graph: EditedGraph, model: ir.Model, node: WeightedNode, grid
 
 def store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec) -> None:
     """Let one node of one model read its weight as integers through a DequantizeLinear."""
-    grid = _grid(found, spec)
+    grid = grid_of(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)
     attributes = {"axis": grid.axis}
     if grid.block is not None:

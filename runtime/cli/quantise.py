@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how the CPU computes int8 decoders and vocoders (default: measure, keep the faster)",
     )
+    group.add_argument("--no-awq", action="store_true", help="round 4-bit weights without regard to activations")
     group.add_argument("--kv-cache", choices=("float", "int8"), default="float", help="of decoders; int8 is calibrated")
     group.add_argument(
         "--min-snr",
@@ -129,6 +130,7 @@ def config_of(arguments: argparse.Namespace, precision: str) -> QuantiseConfig:
         base=arguments.base,
         min_snr_db=min_snr_db,
         unit=arguments.by,
+        awq=not arguments.no_awq,
         kv_cache=arguments.kv_cache,
         overwrite=arguments.force,
     )
