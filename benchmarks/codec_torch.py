@@ -19,13 +19,13 @@ from voxedge.runtime.codec_settings import DECODER
 
 
 def load_decoder(bundle: Bundle, config: CodecConfig) -> CodecDecoder:
-    """The decoder with all its layers; the graph's weights have the names and shapes of the module's."""
+    """The decoder with all its layers, FP32; the graph's weights have the names and shapes of the module's."""
     depths = [stage.layers for stage in config.decoder if isinstance(stage, Transformer)]
     module = CodecDecoder(config, depths, FRAMES_PER_CALL.max + config.context, torch.float32).eval()
     graph = onnx.load(str(bundle.graph_path(bundle.manifest.graph(DECODER)))).graph
     names = set(module.state_dict())
     arrays = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer if item.name in names}
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    module.load_state_dict({name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()})
     return module
 
 
