@@ -16,10 +16,9 @@ import onnx
 from onnx import external_data_helper
 
 from voxedge.calibration.lint_graph import ExternalPlace, Finding, GraphView, external_place, tensor_bytes
+from voxedge.engines.data_file import ALIGNMENT, SMALL_ALIGNMENT
 from voxedge.engines.files import CHUNK_BYTES, format_bytes
 
-ALIGNMENT_BYTES = 4096
-"""Of every external tensor, so that it can be memory-mapped."""
 INLINE_BYTES = 1024
 """Largest tensor that may be inside the graph file."""
 LARGE_BYTES = 1 << 20
@@ -72,10 +71,9 @@ def _check_place(view: GraphView, name: str, place: ExternalPlace) -> Iterator[F
     size = tensor_bytes(view.initializers[name])
     if place.length != size:
         yield Finding("external-data", name, f"expected {size} bytes for its shape and type, found {place.length}")
-    if place.offset < 0 or place.offset % ALIGNMENT_BYTES:
-        yield Finding(
-            "external-data", name, f"expected a multiple of {ALIGNMENT_BYTES}, found the offset {place.offset}"
-        )
+    boundary = ALIGNMENT if size >= ALIGNMENT else SMALL_ALIGNMENT
+    if place.offset < 0 or place.offset % boundary:
+        yield Finding("external-data", name, f"expected a multiple of {boundary}, found the offset {place.offset}")
     path = view.folder / place.location
     held = path.stat().st_size if path.is_file() else 0
     if place.offset + place.length > held:

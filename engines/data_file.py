@@ -1,7 +1,8 @@
 """Write tensors into the data file of a graph: aligned, block by block, packed as ONNX packs them.
 
-In: lazily read tensors and the types they are stored in. Out: one file, every tensor on a 4 KiB boundary so that it can
-be memory-mapped. What is resident is one block of one tensor, whatever its size. Does not know graphs.
+In: lazily read tensors and the types they are stored in. Out: one file, every tensor of a page or more on a 4 KiB
+boundary so that it can be memory-mapped. What is resident is one block of one tensor, whatever its size. Does not know
+graphs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from voxedge.engines.lazy import Index, LazyTensor, checked_blocks
 
 ALIGNMENT = 4096
 """Page size: an unaligned tensor could not be mapped without a copy."""
+SMALL_ALIGNMENT = 64
+"""Of tensors smaller than a page, which share one: a cache line, so that vector loads stay aligned. A vocoder has some
+two hundred; with a page for each the rounded one would be half padding."""
 BLOCK_BYTES = 8 * 2**20
 INT4 = "int4"
 """Stored two to a byte, the first in the low half; its blocks arrive as int8, one value each."""
@@ -59,8 +63,10 @@ def lay_out(tensors: Mapping[Key, tuple[LazyTensor, str]]) -> dict[Key, Slot]:
     slots: dict[Key, Slot] = {}
     offset = 0
     for key, (source, dtype) in tensors.items():
-        slots[key] = Slot(source, dtype, offset)
-        offset += -(-slots[key].size // ALIGNMENT) * ALIGNMENT
+        size = stored_bytes(source.shape, dtype)
+        boundary = ALIGNMENT if size >= ALIGNMENT else SMALL_ALIGNMENT
+        slots[key] = Slot(source, dtype, -(-offset // boundary) * boundary)
+        offset = slots[key].offset + size
     return slots
 
 

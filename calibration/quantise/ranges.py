@@ -23,7 +23,7 @@ LEVELS = 127
 PERCENTILE = 0.9999
 """Share of the numbers that are not clipped by `percentile`."""
 
-_CANDIDATES = 256
+_CANDIDATES = 128
 """Ranges that the searches try."""
 _KEPT_LEVELS = 128
 """Bins that a histogram is squeezed into by `entropy`, as many as there are magnitudes."""
@@ -93,12 +93,13 @@ def activation_range(histogram: Histogram, method: RangeMethod) -> float:
     return float(min(_METHODS[method](histogram), histogram.largest))
 
 
-def rounding_error(histogram: Histogram, limit: float) -> float:
-    """Mean squared error of the numbers when they are clipped to `limit` and rounded to its steps."""
-    step = limit / LEVELS
+def rounding_errors(histogram: Histogram, limits: Floats) -> Floats:
+    """Mean squared errors [n] of the numbers when they are clipped to each of n limits and rounded to its steps."""
+    steps = limits[:, None] / LEVELS
     centres = histogram.centres
-    rounded = np.minimum(np.rint(centres / step), LEVELS) * step
-    return float(histogram.counts @ (centres - rounded) ** 2 / histogram.counts.sum())
+    rounded = np.minimum(np.rint(centres / steps), LEVELS) * steps
+    errors: Floats = (centres - rounded) ** 2 @ histogram.counts / histogram.counts.sum()
+    return errors
 
 
 def _minmax(histogram: Histogram) -> float:
@@ -113,7 +114,7 @@ def _percentile(histogram: Histogram) -> float:
 
 def _mse(histogram: Histogram) -> float:
     tried = histogram.upto(histogram.edges())
-    return float(tried[np.argmin([rounding_error(histogram, limit) for limit in tried])])
+    return float(tried[np.argmin(rounding_errors(histogram, tried))])
 
 
 def _entropy(histogram: Histogram) -> float:

@@ -31,7 +31,9 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WORTH = 0.95
 """A factor is taken where it leaves at most this part of the error of none: a hair's breadth is not worth a Mul."""
 
-_COLUMNS = 512
+_FEWEST_ROWS = 16
+"""Rows that a search can be trusted with."""
+_COLUMNS = 256
 """Output channels of a matrix that the search looks at, evenly spaced."""
 
 Matrix = npt.NDArray[np.float32]
@@ -122,23 +124,50 @@ def read_weights(sources: Sequence[LazyTensor]) -> GroupWeights:
     return GroupWeights(largest, np.concatenate(chosen, axis=1))
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A strength and how the range behind it is chosen; no strength is none at all."""
+
+    alpha: float | None
+    ranges: RangeMethod
+
+
 def _search(found: TensorStatistics, weights: GroupWeights, method: RangeMethod) -> tuple[float | None, float, float]:
-    """Best strength, the range that belongs to it, and the gain in decibels."""
-    rows = found.samples.astype(np.float32)  # [n, K]
-    true = rows @ weights.columns  # [n, N]
+    """Best strength, the range that belongs to it, and the gain in decibels, on rows that it was not made from.
+
+    The factors of a high strength follow the largest value of every single channel. Speech that was not calibrated on
+    has larger ones in some, which are then clipped; only other rows show that.
+    """
+    none = _Choice(None, method)
     plain_limit = activation_range(Histogram.of(found), method)
-    plain = _error(rows, weights.columns, plain_limit, true)
-    best: tuple[float, float | None, float] = (plain * WORTH, None, plain_limit)
-    for alpha in ALPHAS:
-        factors = smoothing_factors(found.channel_max, weights.largest, alpha)
-        smoothed = rows / factors
-        largest = float((found.channel_max / factors).max())
-        limit = activation_range(Histogram.of_values(smoothed, largest), method)
-        error = _error(smoothed, weights.columns * factors[:, None], limit, true)
-        if error < best[0]:
-            best = (error, alpha, limit)
-    gain = 10.0 * np.log10(plain / best[0]) if best[1] is not None and best[0] > 0 else 0.0
-    return best[1], best[2], float(gain)
+    if len(found.samples) < _FEWEST_ROWS:
+        return None, plain_limit, 0.0
+    tried = [none, *(_Choice(alpha, ranges) for alpha in ALPHAS for ranges in dict.fromkeys((method, "minmax")))]
+    rows = found.samples.astype(np.float32)  # [n, K]
+    errors = {
+        choice: _held_out(rows[::2], rows[1::2], weights, choice) + _held_out(rows[1::2], rows[::2], weights, choice)
+        for choice in tried
+    }
+    best = min(errors, key=errors.__getitem__)
+    if best.alpha is None or errors[best] > WORTH * errors[none]:
+        return None, plain_limit, 0.0
+    _, limit = _scheme(rows, found.channel_max, weights.largest, best)
+    return best.alpha, limit, float(10.0 * np.log10(errors[none] / max(errors[best], 1e-30)))
+
+
+def _held_out(made: Matrix, tested: Matrix, weights: GroupWeights, choice: _Choice) -> float:
+    """Error of the products of rows [n, K] under factors and a range that were made from other rows."""
+    factors, limit = _scheme(made, np.abs(made).max(axis=0), weights.largest, choice)
+    return _error(tested / factors, weights.columns * factors[:, None], limit, tested @ weights.columns)
+
+
+def _scheme(rows: Matrix, activations: Matrix, weights: Matrix, choice: _Choice) -> tuple[Factors, float]:
+    """Factors [K] and range of a choice, given rows [n, K] and the largest |x| and |w| of each channel [K]."""
+    factors = np.ones(len(weights), np.float32)
+    if choice.alpha is not None:
+        factors = smoothing_factors(activations, weights, choice.alpha)
+    largest = float((activations / factors).max())
+    return factors, activation_range(Histogram.of_values(rows / factors, largest), choice.ranges)
 
 
 def _error(rows: Matrix, columns: Matrix, limit: float, true: Matrix) -> float:

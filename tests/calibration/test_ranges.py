@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from voxedge.calibration.accumulate import TensorAccumulator
-from voxedge.calibration.quantise.ranges import LEVELS, METHODS, PERCENTILE, Histogram, activation_range, rounding_error
+from voxedge.calibration.quantise.ranges import (
+    LEVELS,
+    METHODS,
+    PERCENTILE,
+    Histogram,
+    activation_range,
+    rounding_errors,
+)
 
 
 def histogram(values: np.ndarray) -> Histogram:
@@ -55,7 +62,7 @@ def test_mse_is_the_best_of_all_ranges() -> None:
     slack = found.width / 2
     best = min(true_error(values, other) for other in np.linspace(0.5, 5.0, 300))
     assert np.sqrt(true_error(values, limit)) <= np.sqrt(best) + 2 * slack
-    assert abs(np.sqrt(rounding_error(found, limit)) - np.sqrt(true_error(values, limit))) <= slack
+    assert abs(np.sqrt(rounding_errors(found, np.array([limit]))[0]) - np.sqrt(true_error(values, limit))) <= slack
 
 
 @pytest.mark.parametrize("method", ["percentile", "entropy", "mse"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from voxedge.calibration.quantise.rounding import Grid, Rounded, Scales
-from voxedge.engines.data_file import ALIGNMENT, lay_out, stored_bytes, write_data
+from voxedge.engines.data_file import ALIGNMENT, SMALL_ALIGNMENT, lay_out, stored_bytes, write_data
 from voxedge.engines.lazy import Array, Block, InMemory, materialise
 
 
@@ -101,6 +101,15 @@ def test_tiny_weights_keep_a_scale() -> None:
     np.testing.assert_array_equal(materialise(Rounded(scales)), 0)
 
 
+def test_small_tensors_share_a_page_and_large_ones_begin_one() -> None:
+    sizes = {"a": 1, "b": 17, "page": ALIGNMENT // 4, "c": 3, "large": 5000, "d": 1}
+    tensors = {name: (InMemory(name, np.zeros(size, np.float32)), "float32") for name, size in sizes.items()}
+    slots = lay_out(tensors)
+    offsets = [slots[name].offset for name in sizes]
+    assert offsets == [0, 64, 4096, 8192, 12288, 12288 + 20_032]  # 20 000 bytes, up to the next cache line
+    assert all(slot.offset % (ALIGNMENT if slot.size >= ALIGNMENT else SMALL_ALIGNMENT) == 0 for slot in slots.values())
+
+
 @pytest.mark.parametrize("step", [3, 4, 10])
 @pytest.mark.parametrize("shape", [(6, 10), (5, 7), (1, 1)])
 def test_nibbles_are_packed_as_onnx_packs_them(shape: tuple[int, int], step: int, tmp_path: Path) -> None:
@@ -110,8 +119,8 @@ def test_nibbles_are_packed_as_onnx_packs_them(shape: tuple[int, int], step: int
     source.dtype = "int8"
     slots = lay_out({"first": (InMemory("one", np.ones(3, np.float32)), "float32"), "w": (source, "int4")})
     write_data(tmp_path / "data", slots, lambda count: None)
-    assert slots["w"].offset == ALIGNMENT
-    data = np.fromfile(tmp_path / "data", np.uint8)[ALIGNMENT:]
+    assert slots["w"].offset == SMALL_ALIGNMENT
+    data = np.fromfile(tmp_path / "data", np.uint8)[SMALL_ALIGNMENT:]
     flat = np.append(integers.reshape(-1), np.zeros(integers.size % 2, np.int8)).view(np.uint8) & 15
     np.testing.assert_array_equal(data, flat[0::2] | (flat[1::2] << 4))
     assert len(data) == stored_bytes(shape, "int4")
