@@ -115,6 +115,7 @@ class Synthesizer:
             MissingResourceError: There is no such bundle.
             BundleError: The bundle is damaged.
             BackendUnavailableError: The backend is not there.
+            EngineMismatchError: TensorRT was asked for, and the bundle has no engines that fit this machine.
         """
         bundle = Bundle.open(built_in_voice() if path is None else path)
         chosen = None if codec is None else Path(codec)
@@ -140,7 +141,7 @@ class Synthesizer:
 
     @property
     def backend(self) -> str:
-        """What really runs the graphs: `cpu` or `cuda`."""
+        """What really runs the graphs: `cpu`, `cuda`, `tensorrt` or `tensorrt_rtx`."""
         return self._loader.backend
 
     @property

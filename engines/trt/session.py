@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from voxedge.engines.errors import EngineMismatchError, InferenceError
+from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError, InferenceError, VoxedgeError
 from voxedge.engines.trt.api import Library
 from voxedge.engines.trt.cuda import Cuda, DeviceMemory
 from voxedge.engines.trt.monitor import recent_errors, shared_logger
@@ -41,6 +41,7 @@ class Session:
 
         Raises:
             EngineMismatchError: TensorRT refuses the file.
+            BackendUnavailableError: The driver is too old for the library.
             InferenceError: There is no room for its weights.
         """
         self.cuda.enter()
@@ -50,10 +51,8 @@ class Session:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             runtime = self._runtime
             engine = runtime.deserialize_cuda_engine(data)
-        if engine is None and "memory" in said().lower():
-            raise InferenceError(f"no room for the engine {path.name}: {said()}; use --memory staged, close programs")
         if engine is None:
-            raise refused(f"{path}: {self.library.flavour} {self.library.version} cannot open this engine")
+            raise self._cannot_open(path)
         if weights is not None:
             self._refit(engine, weights)
         if engine.streamable_weights_size > 0:
@@ -62,6 +61,18 @@ class Session:
             total = engine.streamable_weights_size
             _log.info("%s: %d of %d bytes of weights stay on the device", path.name, budget, total)
         return engine
+
+    def _cannot_open(self, path: Path) -> VoxedgeError:
+        """The error that fits what TensorRT said."""
+        text = said()
+        if "driver version is insufficient" in text:
+            return BackendUnavailableError(
+                f"the NVIDIA driver is older than the CUDA of {self.library.flavour} {self.library.version}: "
+                f"update it; `voxedge doctor` shows both ({text})"
+            )
+        if "memory" in text.lower():
+            return InferenceError(f"no room for the engine {path.name}: {text}; use --memory staged, close programs")
+        return refused(f"{path}: {self.library.flavour} {self.library.version} cannot open this engine")
 
     def _refit(self, engine: Any, weights: Path) -> None:  # noqa: ANN401
         trt = self.library.module

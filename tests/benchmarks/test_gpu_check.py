@@ -35,22 +35,22 @@ class Counted:
             raise RuntimeError("no kernel image")
 
 
-def options(work: Path) -> argparse.Namespace:
-    return argparse.Namespace(work=work, bundle=None, shape="none", contexts=[4], steps=3, rounds=2, output=None)
+def options(work: Path, bundle: Path) -> argparse.Namespace:
+    return argparse.Namespace(work=work, bundle=bundle, shape="none", contexts=[4], steps=3, rounds=2, output=None)
 
 
-def test_without_a_gpu_everything_missing_is_named(tmp_path: Path) -> None:
-    found = gpu_check.run(options(tmp_path))
+def test_without_a_gpu_everything_missing_is_named(tmp_path: Path, fp32_bundle: Path) -> None:
+    found = gpu_check.run(options(tmp_path, fp32_bundle))
     assert [voice["backend"] for voice in found["voices"]] == ["cpu"]
     assert {"voice on cuda", "voice on tensorrt", "building for trt"} <= set(found["failures"])
     assert "voice on cuda" in gpu_check.tables(found)
     json.dumps(found, allow_nan=False, default=str)
 
 
-def test_tokens_and_layers_on_the_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_and_layers_on_the_double(tmp_path: Path, fp32_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "10.3", CudaDouble())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    found = gpu_check.run(options(tmp_path / "work"))
+    found = gpu_check.run(options(tmp_path / "work", fp32_bundle))
     voices = {voice["backend"]: voice for voice in found["voices"]}
     assert voices["tensorrt"]["tokens_equal"]
     assert voices["tensorrt"]["max_difference"] < 5e-3  # as in tests/engines/test_trt_say.py

@@ -21,16 +21,15 @@ from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError
 from voxedge.engines.trt.builder import build_bundle
 from voxedge.engines.trt.config import BuildConfig
 from voxedge.runtime.cli.main import main
-from voxedge.runtime.synthesizer import built_in_voice
 
 CONFIG = VerifyConfig(probes=(Probe("Hello.", min_tokens=8, max_tokens=8, steps=2),), backend="tensorrt")
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bundle(fp32_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     install(monkeypatch, "10.3", CudaDouble())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return Path(shutil.copytree(built_in_voice(), tmp_path / "bundle", copy_function=shutil.copyfile))
+    return Path(shutil.copytree(fp32_bundle, tmp_path / "bundle", copy_function=shutil.copyfile))
 
 
 def test_engines_beside_the_cpu(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

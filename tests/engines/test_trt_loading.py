@@ -142,6 +142,18 @@ def test_no_room_for_an_engine(bundle: Bundle, orin: CudaDouble) -> None:
         loader.load("grow")
 
 
+def test_a_driver_that_is_too_old(bundle: Bundle, orin: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TensorRT-RTX 1.7 itself says on a machine without a driver of its CUDA; building again would not help."""
+    build_bundle(bundle, TRT)
+
+    def refuse(self: Runtime, data: object) -> None:
+        self._logger.log(1, "Cuda Runtime (cudaError 35: CUDA driver version is insufficient for CUDA runtime version)")
+
+    monkeypatch.setattr(Runtime, "deserialize_cuda_engine", refuse)
+    with pytest.raises(BackendUnavailableError, match=r"older than the CUDA of tensorrt 10\.3.*update it"):
+        load(bundle)
+
+
 def test_no_driver_and_no_device(bundle: Bundle, orin: CudaDouble, monkeypatch: pytest.MonkeyPatch) -> None:
     orin.failures["cuInit"] = 100
     with pytest.raises(BackendUnavailableError, match=r"tensorrt cannot run here: .*a driver that shows no device"):

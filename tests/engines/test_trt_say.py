@@ -14,7 +14,7 @@ from trt_double import VERSIONS, CudaDouble, install
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.loader import BackendName, MemoryPlan
 from voxedge.engines.trt.builder import BuildConfig, build_bundle
-from voxedge.runtime.synthesizer import Synthesizer, built_in_voice
+from voxedge.runtime.synthesizer import Synthesizer
 
 DEVICES: dict[str, Callable[[], CudaDouble]] = {
     "10.3": CudaDouble,
@@ -45,8 +45,8 @@ def speak(
 
 
 @pytest.fixture(scope="module")
-def expected() -> Spoken:
-    return speak(built_in_voice(), "cpu")[0]
+def expected(fp32_bundle: Path) -> Spoken:
+    return speak(fp32_bundle, "cpu")[0]
 
 
 @pytest.mark.parametrize("memory", ["resident", "staged"])
@@ -55,12 +55,13 @@ def test_the_same_tokens_and_sound(
     version: str,
     memory: MemoryPlan,
     expected: Spoken,
+    fp32_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cuda = DEVICES[version]()
     install(monkeypatch, version, cuda)
-    path = shutil.copytree(built_in_voice(), tmp_path / "bundle", copy_function=shutil.copyfile)
+    path = shutil.copytree(fp32_bundle, tmp_path / "bundle", copy_function=shutil.copyfile)
     target = "rtx" if version.startswith("rtx") else "trt"
     assert all(record.built for record in build_bundle(Bundle.open(path), BuildConfig(target=target)))
     backend: BackendName = "tensorrt_rtx" if target == "rtx" else "tensorrt"
