@@ -169,7 +169,7 @@ class TrtEngine:
         for index, name in self._profiles:
             ranges = self.spec.profiles[name]
             if all(ranges[dim].min <= size <= ranges[dim].max for dim, size in dims.items()):
-                return index
+                return index if self._engine.num_optimization_profiles > 1 else 0  # all sizes are fixed: one serves
         known = {
             name: {dim: f"{sizes.min}..{sizes.max}" for dim, sizes in ranges.items()}
             for name, ranges in self.spec.profiles.items()
@@ -204,8 +204,10 @@ class TrtEngine:
         slot.prepare(call)
         # Also before a capture: the first call after new shapes does work that must not be part of the graph.
         self._enqueue(slot, tensors)
-        if capture and slot.capturable():
-            self._capture(slot, call, tensors)
+        if capture:
+            if slot.capturable():
+                self._capture(slot, call, tensors)
+            self._session.cuda.wait()  # a context that is not kept may go only when its work is done
 
     def _capture(self, slot: Context, call: Call, tensors: Mapping[str, Bound]) -> None:
         try:

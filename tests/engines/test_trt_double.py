@@ -182,6 +182,14 @@ def test_captured_graphs(rig: Rig) -> None:
         rig.cuda.cuStreamSynchronize(None)
 
 
+def test_a_context_must_outlive_its_work(rig: Rig) -> None:
+    context = rig.ready()
+    assert context.execute_async_v3(7)
+    del context
+    with pytest.raises(UndefinedBehaviour, match="destroyed while its work was enqueued"):
+        rig.cuda.cuStreamSynchronize(None)
+
+
 def test_pointers_must_be_64_bits_wide() -> None:
     cuda = CudaDouble()
     assert cuda.cuMemAlloc_v2(ctypes.byref(ctypes.c_uint64(0)), ctypes.c_size_t(1)) == 201  # no current context

@@ -8,6 +8,7 @@ a capture right after new shapes, raise.
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -260,9 +261,17 @@ class _Execution:
         addresses: dict[str, int],
         scratch: tuple[int, int] | None,
     ) -> None:
-        self.context, self.addresses, self.scratch = context, addresses, scratch
+        self._context = weakref.ref(context)  # enqueued work does not keep it alive
+        self.addresses, self.scratch = addresses, scratch
         self.shapes = {**shapes, **context._engine._output_shapes(shapes)}
         self.changes: int | None = None
+
+    @property
+    def context(self) -> IExecutionContext:
+        found = self._context()
+        if found is None:
+            raise UndefinedBehaviour("a context was destroyed while its work was enqueued")
+        return found
 
     def view(self, name: str) -> np.ndarray:
         dtype, shape = self.context._engine._dtype(name), self.shapes[name]
