@@ -189,7 +189,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--add", type=Path, action="append", default=[], help="JSON of an earlier part of the run")
     parser.add_argument("--prepare-only", action="store_true", help="convert the models and stop")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--markdown", type=Path, help="Markdown file with the marks lm_decode:begin and lm_decode:end")
+    parser.add_argument("--markdown", type=Path, help="Markdown file to put the tables into")
+    parser.add_argument("--region", default="lm_decode", help="its marks there: REGION:begin and REGION:end")
     arguments = parser.parse_args()
     if arguments.rounds < 2:
         parser.error(f"expected --rounds of at least 2 (the first is dropped), got {arguments.rounds}")
@@ -233,7 +234,7 @@ def main() -> None:
     if arguments.output:
         arguments.output.write_text(json.dumps(asdict(results), indent=1))
     if arguments.markdown:
-        replace_region(arguments.markdown, "lm_decode", render(results, entries, markdown=True))
+        replace_region(arguments.markdown, arguments.region, render(results, entries, markdown=True))
 
 
 if __name__ == "__main__":

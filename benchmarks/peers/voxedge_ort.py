@@ -29,17 +29,17 @@ def prepare(request: Request) -> Reply:
     """Export the checkpoint and quantise it with voxedge, once; a bundle appears only when it is complete."""
     import onnxruntime  # noqa: F401
 
-    from voxedge.calibration.quantise.bundle import quantise_bundle
-    from voxedge.calibration.quantise.config import QuantiseConfig
-    from voxedge.export.config import ExportConfig
-    from voxedge.export.systems import export_checkpoint
-
     source, folder = _folder(request, "fp32"), _folder(request)
     if not (source / "voxedge.json").is_file():
+        from voxedge.export.config import ExportConfig
+        from voxedge.export.systems import export_checkpoint
+
         export_checkpoint(Path(request["checkpoint"]), source, ExportConfig(components=(_GRAPH,)))
     if not (folder / "voxedge.json").is_file():
-        config = QuantiseConfig(**request["options"]["quantise"])
-        quantise_bundle(source, folder, config, _statistics(source))
+        from voxedge.calibration.quantise.bundle import quantise_bundle
+        from voxedge.calibration.quantise.config import QuantiseConfig
+
+        quantise_bundle(source, folder, QuantiseConfig(**request["options"]["quantise"]), _statistics(source))
     return {"path": str(folder)}
 
 
