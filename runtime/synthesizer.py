@@ -22,7 +22,7 @@ from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions, Memory
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing, check_audio
 from voxedge.runtime.codec import Codec
 from voxedge.runtime.config import SynthesisConfig
-from voxedge.runtime.directions import NO_DIRECTIONS, Directions
+from voxedge.runtime.directions import NO_DIRECTIONS, Directions, Frames
 from voxedge.runtime.noise import fresh_seed
 from voxedge.runtime.prompt import Turn, check_text
 from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System, Utterance
@@ -152,11 +152,7 @@ class Synthesizer:
             InputError: The system speaks without codes.
             MissingResourceError: The codec's bundle was not found.
         """
-        if not isinstance(self._system, Moss):
-            raise InputError(
-                f"expected a system that speaks in codes, found {self.bundle.manifest.system}; it takes no recordings"
-            )
-        return self._system.codec
+        return self._coded().codec
 
     @property
     def default_config(self) -> SynthesisConfig:
@@ -222,6 +218,34 @@ class Synthesizer:
         request = Request(text, description, seed, config, tuple(speech_prompt), tuple(earlier), directions)
         return self._chunks(request, fresh_seed() if seed is None else seed, _Progress(time.perf_counter()))
 
+    def codes(
+        self,
+        text: str,
+        *,
+        description: str = "",
+        seed: int | None = None,
+        config: SynthesisConfig | None = None,
+        directions: Directions = NO_DIRECTIONS,
+    ) -> Frames:
+        """Speak a text in the codes of a codec alone, [T, codebooks]; the codec itself need not be there.
+
+        Args and errors as for `synthesize`.
+
+        Raises:
+            InputError: Besides, the system speaks without codes.
+        """
+        system = self._coded()
+        request = Request(text, description, seed, config, directions=directions)
+        pieces = self._utterances(request, fresh_seed() if seed is None else seed)
+        return np.concatenate([system.codes(utterance) for utterance in pieces])
+
+    def _coded(self) -> Moss:
+        if not isinstance(self._system, Moss):
+            raise InputError(
+                f"expected a system that speaks in codes, found {self.bundle.manifest.system}; it takes no recordings"
+            )
+        return self._system
+
     def synthesize_batch(self, requests: Iterable[Request]) -> Iterator[Audio | VoxedgeError]:
         """Speak one request after the other; a failure is a value at its place and does not end the batch."""
         for request in requests:
@@ -247,6 +271,28 @@ class Synthesizer:
 
     def _chunks(self, request: Request, seed: int, progress: _Progress) -> Iterator[AudioChunk]:
         """Chunks of all pieces of a text; every one is checked before it is given."""
+        utterances = self._utterances(request, seed)
+        reason: FinishReason = "stop"
+        index, heard = 0, False
+        for number, utterance in enumerate(utterances):
+            more = number + 1 < len(utterances)
+            for piece in self._system.utter(utterance, progress.watch):
+                samples = self._with_pause(piece, utterance.config, more and not request.directions.is_timed)
+                heard = not check_audio(samples).silent or heard
+                if piece.finish_reason == "length":
+                    reason = "length"
+                progress.tokens += piece.tokens
+                progress.first_audio_s = progress.first_audio_s or time.perf_counter() - progress.started
+                last = piece.finish_reason is not None and not more
+                if last and not heard:
+                    raise InferenceError(
+                        "expected speech, found silence; try another --seed, and run `voxedge verify` on the bundle"
+                    )
+                yield AudioChunk(samples, self.sample_rate, index, last, reason if last else None)
+                index += 1
+
+    def _utterances(self, request: Request, seed: int) -> list[Utterance]:
+        """The pieces of a text."""
         config = request.config or self.default_config
         first = Utterance(
             text=check_text(request.text),
@@ -258,26 +304,11 @@ class Synthesizer:
             directions=request.directions,
         )
         texts = split_text(request.text, *self._system.budget(first))
-        reason: FinishReason = "stop"
-        index, heard = 0, False
-        for number, text in enumerate(texts):
-            prompt = request.speech_prompt if not number else ()
-            share = _share(texts, number)
-            utterance = dataclasses.replace(first, text=text, index=number, speech_prompt=prompt, share=share)
-            for piece in self._system.utter(utterance, progress.watch):
-                samples = self._with_pause(piece, config, number + 1 < len(texts) and not request.directions.is_timed)
-                heard = not check_audio(samples).silent or heard
-                if piece.finish_reason == "length":
-                    reason = "length"
-                progress.tokens += piece.tokens
-                progress.first_audio_s = progress.first_audio_s or time.perf_counter() - progress.started
-                last = piece.finish_reason is not None and number + 1 == len(texts)
-                if last and not heard:
-                    raise InferenceError(
-                        "expected speech, found silence; try another --seed, and run `voxedge verify` on the bundle"
-                    )
-                yield AudioChunk(samples, self.sample_rate, index, last, reason if last else None)
-                index += 1
+        prompts = [request.speech_prompt, *([()] * (len(texts) - 1))]
+        return [
+            dataclasses.replace(first, text=text, index=number, speech_prompt=prompt, share=_share(texts, number))
+            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+        ]
 
     def _with_pause(self, piece: Piece, config: SynthesisConfig, more: bool) -> Samples:
         if piece.finish_reason is None or not more:

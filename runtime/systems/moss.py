@@ -35,6 +35,9 @@ from voxedge.runtime.tokenizer import ChatTokenizer
 
 LARGEST_CHUNK = 8
 """Most frames that the codec makes sound of at once; the first chunks are 1, 2 and 4, so that sound starts soon."""
+FRAMES_PER_TOKEN = 4
+"""Speech that a token of text may need: 3.1 frames for a Chinese character, 0.87 for an English letter, by the authors'
+estimates, and a token has about four letters."""
 REFERENCE_S = 10.0
 """Of the first piece of a long text, how much the later ones are given as their voice."""
 
@@ -99,7 +102,8 @@ class Moss:
                 f"{speech} of speech; lower --max-tokens or the duration, shorten the reference, or export again with "
                 "a larger --max-context"
             )
-        return min(room, max(1, self.settings.max_context // 8)), self._tokenizer.count
+        fitting = speech if self._exact(utterance) is not None else self._longest(utterance) // FRAMES_PER_TOKEN
+        return min(room, max(1, min(self.settings.max_context // 8, fitting))), self._tokenizer.count
 
     def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:
         """Speak one utterance; see `System.utter`."""
@@ -218,6 +222,13 @@ class Moss:
 
     def _collector(self, utterance: Utterance) -> FrameCollector:
         return FrameCollector(self.settings, self._codebooks(utterance.directions))
+
+    def codes(self, utterance: Utterance) -> Frames:
+        """Speak one utterance in codes alone, [T, n]; needs no codec unless a duration is in seconds."""
+        collector = self._collector(utterance)
+        for _ in self.frames(utterance, collector):
+            pass
+        return collector.spoken()
 
     def frames(self, utterance: Utterance, collector: FrameCollector) -> Iterator[Frames]:
         """Draw frames [1, n], each as soon as it is whole; those of the prefix come first, for the codec to hear."""

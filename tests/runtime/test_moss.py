@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from voxedge.engines.errors import InputError, MissingResourceError
 from voxedge.runtime.cli.main import main
 from voxedge.runtime.directions import Directions
 from voxedge.runtime.languages import LANGUAGES, language_name
-from voxedge.runtime.synthesizer import Synthesizer
+from voxedge.runtime.synthesizer import Request, Synthesizer
 from voxedge.runtime.systems import moss_rows
 
 TEXT = "Hello there, my friend."
@@ -93,6 +94,26 @@ def test_a_prefix_is_not_heard(voice: Synthesizer) -> None:
     assert len(audio.samples) == 7 * hop(voice)
     alone = voice.synthesize("and so on", seed=1, directions=Directions(frames=7))
     assert not np.array_equal(audio.samples, alone.samples)
+
+
+def test_codes_need_no_codec(voice: Synthesizer, bundle: Path) -> None:
+    asked = Directions(frames=8)
+    with Synthesizer.from_pretrained(bundle, backend="cpu", threads=1) as alone:
+        codes = alone.codes(TEXT, seed=4, directions=asked)
+    audio = voice.synthesize(TEXT, seed=4, directions=asked)
+    assert codes.reshape(-1).tolist() == list(audio.speech_tokens)
+    np.testing.assert_array_equal(voice.codec.decode(codes.T).shape, audio.samples.shape)
+
+
+def test_pieces_are_short_enough_to_be_spoken(voice: Synthesizer) -> None:
+    """A text of several times the longest speech is cut into pieces, not cut off."""
+    longest = voice.default_config.sampling.max_tokens
+    short = dataclasses.replace(voice.default_config.sampling, temperature=1.0, min_tokens=2, max_tokens=longest // 10)
+    config = dataclasses.replace(voice.default_config, sampling=short)
+    pieces = voice._utterances(Request("Hello. There you are. " * 30, config=config), 0)
+    assert len(pieces) > 3
+    assert pieces[0].share[0] == 0.0
+    assert pieces[-1].share[1] == 1.0
 
 
 def test_staged_memory_changes_nothing_but_memory(voice: Synthesizer, bundle: Path, codec_bundle: Path) -> None:
