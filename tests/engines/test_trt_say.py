@@ -49,8 +49,9 @@ def expected(fp32_bundle: Path) -> Spoken:
     return speak(fp32_bundle, "cpu")[0]
 
 
-@pytest.mark.parametrize("memory", ["resident", "staged"])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("version", "memory"), [*((version, "resident") for version in VERSIONS), ("10.3", "staged"), ("rtx-1.7", "staged")]
+)
 def test_the_same_tokens_and_sound(
     version: str,
     memory: MemoryPlan,
