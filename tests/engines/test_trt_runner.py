@@ -268,6 +268,7 @@ def test_a_device_error_is_an_inference_error(tmp_path: Path, monkeypatch: pytes
     place.cuda.failures["cuStreamSynchronize"] = 1
     with pytest.raises(InferenceError, match=r"refused cuStreamSynchronize: invalid argument \(error 1\)"):
         steps.step(0, 1)
+    assert place.cuda.cuStreamSynchronize(None) == 0  # what was enqueued is still to be done, before anything goes
 
 
 @pytest.mark.parametrize("name", ["execute_async_v3", "set_tensor_address", "set_input_shape"])
