@@ -165,6 +165,6 @@ def check_rules(graphs: Mapping[str, Iterable[WeightedNode]], rules: Sequence[Ru
         known = [f"{graph}:{path}" if ":" in rule.pattern else path for graph, path in names]
         near = difflib.get_close_matches(rule.pattern, dict.fromkeys(known), n=_SHOWN, cutoff=0.3) or known[:_SHOWN]
         raise ConfigError(
-            f"rule {rule.pattern!r} matches no layer; near names are {', '.join(near)}. `voxedge info BUNDLE` lists "
-            "the layers of a quantised bundle"
+            f"rule {rule.pattern!r} matches no layer; near names are {', '.join(near)}. A quantised bundle's "
+            "voxedge.json lists the layers of its graphs"
         )

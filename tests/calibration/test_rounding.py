@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 
 from voxedge.calibration.quantise.rounding import Grid, Rounded, Scales
-from voxedge.engines.data_file import ALIGNMENT, SMALL_ALIGNMENT, lay_out, stored_bytes, write_data
-from voxedge.engines.lazy import Array, Block, InMemory, materialise
+from voxedge.engines.data_file import ALIGNMENT, BLOCK_BYTES, SMALL_ALIGNMENT, lay_out, stored_bytes, write_data
+from voxedge.engines.lazy import Array, Block, InMemory, block_indices, materialise
 
 
 @dataclass
@@ -124,3 +125,31 @@ def test_nibbles_are_packed_as_onnx_packs_them(shape: tuple[int, int], step: int
     flat = np.append(integers.reshape(-1), np.zeros(integers.size % 2, np.int8)).view(np.uint8) & 15
     np.testing.assert_array_equal(data, flat[0::2] | (flat[1::2] << 4))
     assert len(data) == stored_bytes(shape, "int4")
+
+
+class Endless:
+    """A matrix that is nowhere: every block is made when it is read, as a file's would be."""
+
+    name = "endless"
+    dtype = "float32"
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.shape = (rows, columns)
+
+    def blocks(self, max_bytes: int) -> Iterator[Block]:
+        """Rows, as a file has them."""
+        for index in block_indices(self.shape, 4, max_bytes):
+            rows, columns = (part.stop - part.start for part in index)
+            yield index, np.full((rows, columns), 0.5, np.float32)
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    """256 MB of weights: rounding holds a few copies of one block (8 MB), and the scales of one tensor."""
+    scales = Scales(Endless(8192, 8192), Grid(axis=0, block=64, bits=4), "float32")
+    slots = lay_out({"scale": (scales, "float32"), "w": (Rounded(scales), "int4")})
+    tracemalloc.start()
+    write_data(tmp_path / "data", slots, lambda count: None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    (tmp_path / "data").unlink()
+    assert peak < 8 * BLOCK_BYTES + 4 * slots["scale"].size < slots["w"].source.shape[0] * 8192 * 4 / 2
