@@ -38,12 +38,14 @@ _FILE = re.compile(rf"{VOICES_FOLDER}/([A-Za-z0-9][A-Za-z0-9_-]{{0,63}})\.[0-9a-
 def normalise_loudness(samples: Samples) -> Samples:
     """Move the mean power to -20 dB of full scale, by at most 3 dB; one gain for all channels.
 
+    The level is rounded to FP32 where the reference does it, so that recordings come out bit for bit.
+
     Args:
         samples: [T, channels] or [T].
     """
     power = float(np.mean(np.square(samples, dtype=np.float64))) if samples.size else 0.0
-    level_db = 10.0 * np.log10(power + 1e-9)
-    gain_db = float(np.clip(LOUDNESS_DB - level_db, -MAX_GAIN_DB, MAX_GAIN_DB))
+    level_db = np.float32(10.0) * np.float32(np.log10(float(np.float32(power) + np.float32(1e-9))))
+    gain_db = min(max(float(np.float32(LOUDNESS_DB) - level_db), -MAX_GAIN_DB), MAX_GAIN_DB)
     louder: Samples = samples * np.float32(10.0 ** (gain_db / 20.0))
     return louder
 

@@ -51,7 +51,7 @@ def tone(seconds: float, rate: int, level: float = 0.1) -> np.ndarray:
 
 
 def test_loudness(golden: Callable[[str], Path]) -> None:
-    """The recordings round the level to FP32 on the way, so the gain may be one unit in the last place off."""
+    """Equal, unless the mean was added up in an order that moves the level by a step of FP32 at 20 dB, 1.9e-6 dB."""
     seen = 0
     for case in ("moss_delay", "moss_local_v15", "moss_local_v15_abs"):
         try:
@@ -61,7 +61,7 @@ def test_loudness(golden: Callable[[str], Path]) -> None:
         with np.load(folder / "io.npz") as arrays:
             for name in (name for name in arrays.files if name.startswith("loud") and name.endswith("_in")):
                 found = normalise_loudness(arrays[name].T)  # [T, channels] or [T]
-                np.testing.assert_allclose(found, arrays[name.replace("_in", "_out")].T, rtol=2.5e-7, atol=0)
+                np.testing.assert_allclose(found, arrays[name.replace("_in", "_out")].T, rtol=4e-7, atol=0)
                 seen += 1
     if not seen:
         pytest.skip("no golden case with recordings of loudness")
