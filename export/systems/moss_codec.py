@@ -6,6 +6,7 @@ In: the codec's checkpoint folder. Out: a `SystemPlan`. A MOSS-TTS bundle takes 
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from voxedge.export.checkpoint.moss_codec import load_moss_codec
@@ -13,6 +14,8 @@ from voxedge.export.codec_graphs import codec_plans, codec_settings
 from voxedge.export.config import ExportConfig
 from voxedge.export.exporter import SystemPlan
 from voxedge.runtime.codec_settings import SYSTEM, CodecBundleSettings
+
+logger = logging.getLogger(__name__)
 
 
 def plan(folder: Path, config: ExportConfig) -> SystemPlan:
@@ -23,6 +26,8 @@ def plan(folder: Path, config: ExportConfig) -> SystemPlan:
         MissingResourceError: A file is missing.
     """
     checkpoint = load_moss_codec(folder)
+    if config.precision != config.codec_precision == "fp32":
+        logger.warning("the codec keeps FP32, as its authors advise; --codec-precision fp16 makes it FP16")
     return SystemPlan(
         system=SYSTEM,
         settings=CodecBundleSettings(codec_settings(checkpoint)),

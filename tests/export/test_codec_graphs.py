@@ -45,8 +45,12 @@ def half(smallest: Path) -> Bundle:
 
 
 @pytest.mark.parametrize(("given", "found"), [({"precision": "fp16"}, "fp32"), ({"codec_precision": "fp16"}, "fp16")])
-def test_fp16_of_the_rest_leaves_the_codec_in_fp32(smallest: Path, given: dict[str, Any], found: str) -> None:
+def test_fp16_of_the_rest_leaves_the_codec_in_fp32(
+    smallest: Path, caplog: pytest.LogCaptureFixture, given: dict[str, Any], found: str
+) -> None:
+    """And it is said."""
     assert {graph.precision for graph in moss_codec.plan(smallest, ExportConfig(**given)).graphs} == {found}
+    assert ("--codec-precision fp16" in caplog.text) == (found == "fp32")
 
 
 def test_an_fp16_codec_keeps_its_state_in_fp16(half: Bundle) -> None:
