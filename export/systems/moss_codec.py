@@ -1,7 +1,7 @@
 """Export MOSS-Audio-Tokenizer as a bundle of its own.
 
-In: the codec's checkpoint folder. Out: a `SystemPlan`. A MOSS-TTS bundle takes the same graphs and settings from
-`export.codec_graphs`.
+In: the codec's checkpoint folder. Out: a `SystemPlan`. MOSS-TTS looks for the bundle beside its own; see
+`runtime.systems.moss_codec_bundle`.
 """
 
 from __future__ import annotations
