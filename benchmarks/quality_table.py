@@ -24,7 +24,7 @@ from voxedge.calibration.page import render_page
 from voxedge.calibration.recogniser import PocketSphinx, Recogniser
 from voxedge.calibration.report import VerifyReport, word_error_rate
 from voxedge.calibration.sensitivity import kept_layers, read_sensitivity
-from voxedge.calibration.speaking import PROBES, Probe
+from voxedge.calibration.speaking import PROBES, Probe, probes_of
 from voxedge.calibration.verify import VerifyConfig, record, verify
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BackendUnavailableError, VoxedgeError
@@ -193,9 +193,8 @@ def render(machine: Machine, results: Sequence[Result], settings: Settings, thre
     table, bullet = (markdown_table, "* ") if markdown else (text_table, "  ")
     parts = [machine_lines(machine)]
     parts.append(
-        f"{threads} thread{'s'[: threads - 1]}; calibrated with {settings.lines} lines of "
-        f"`{settings.calibration_set}`; mixed: {settings.mixed_base} where it may be, at least "
-        f"{settings.min_snr_db:g} dB at every output of every graph."
+        f"{threads} thread{'s'[: threads - 1]}; calibrated with {settings.lines} lines; mixed: {settings.mixed_base} "
+        f"where it may be, at least {settings.min_snr_db:g} dB at every output of every graph."
     )
     for result in results:
         about = f" ({result.note.rstrip('.')})" if result.note else ""
@@ -235,11 +234,14 @@ def _recogniser(probes: Sequence[Probe]) -> Recogniser | None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Size, quality and speed of a voice at every precision.")
     parser.add_argument(
-        "--voice", action="append", required=True, metavar="NAME=PATH", help="checkpoint or FP32 bundle"
+        "--voice",
+        action="append",
+        required=True,
+        metavar="NAME=PATH[,SET]",
+        help="checkpoint or FP32 bundle; a calibration set whose first lines calibrate it and whose last lines it says",
     )
     parser.add_argument("--work", type=Path, required=True, help="folder for the bundles; what is there is used again")
     parser.add_argument("--precision", action="append", choices=PRECISIONS, default=[], help="only these; repeat")
-    parser.add_argument("--set", default="default", help="calibration set")
     parser.add_argument("--lines", type=int, default=16, help="of the set")
     parser.add_argument("--max-tokens", type=int, default=160, help="speech tokens of one utterance at most")
     parser.add_argument("--min-snr", type=float, default=25.0, help="dB, for mixed precision")
@@ -253,30 +255,36 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Run from the command line."""
-    arguments = _arguments()
-    probes = tuple(dataclasses.replace(p, max_tokens=arguments.max_tokens) for p in PROBES[: arguments.probes])
-    settings = Settings(
+def _settings(arguments: argparse.Namespace, calibration_set: str) -> Settings:
+    """Of one voice; what it says is not what it was calibrated with."""
+    probes = probes_of(calibration_set)[-arguments.probes :] if calibration_set else PROBES[: arguments.probes]
+    return Settings(
         precisions=tuple(arguments.precision) or PRECISIONS,
-        calibration_set=arguments.set,
+        calibration_set=calibration_set or "default",
         lines=arguments.lines,
         max_tokens=arguments.max_tokens,
         min_snr_db=arguments.min_snr,
         mixed_base=arguments.mixed_base,
-        probes=probes,
+        probes=tuple(dataclasses.replace(probe, max_tokens=arguments.max_tokens) for probe in probes),
     )
+
+
+def main() -> None:
+    """Run from the command line."""
+    arguments = _arguments()
     if arguments.pages is not None:
         arguments.pages.mkdir(parents=True, exist_ok=True)
     results = []
     for text in arguments.voice:
-        name, _, path = text.rpartition("=")
+        name, _, place = text.rpartition("=")
+        path, _, calibration_set = place.partition(",")
+        settings = _settings(arguments, calibration_set)
         work = arguments.work / (name or Path(path).name).replace("/", "-").replace(" ", "-")
         work.mkdir(parents=True, exist_ok=True)
         voice = make(name or Path(path).name, Path(path), work, settings)
         if "fp32" not in voice.bundles:
             raise SystemExit(f"{voice.name}: no FP32 bundle: {voice.failures.get('fp32')}")
-        results.append(measure(voice, probes, arguments.rounds, arguments.threads, arguments.pages))
+        results.append(measure(voice, settings.probes, arguments.rounds, arguments.threads, arguments.pages))
     machine = describe(PACKAGES)
     print(render(machine, results, settings, arguments.threads, markdown=False))
     if arguments.output:

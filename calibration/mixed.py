@@ -21,7 +21,7 @@ from voxedge.calibration.speech_check import speak_reference
 from voxedge.calibration.statistics import Statistics
 from voxedge.calibration.verify import Verification, VerifyConfig, record, verify
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import ConfigError
+from voxedge.engines.errors import ConfigError, InputError
 
 Progress = Callable[[str, int, int], None]
 
@@ -81,6 +81,9 @@ def quantise_mixed(
         raise ConfigError("expected a signal-to-noise ratio to reach, found none; give --min-snr")
     mixed, progress = mixed or MixedConfig(), on_progress or (lambda step, done, total: None)
     bundle = Bundle.open(source, verify_hashes=True)
+    coarse = sorted({graph.precision for graph in bundle.manifest.graphs} - {"fp32"})
+    if coarse:
+        raise InputError(f"{source}: expected an FP32 bundle to search with, found {', '.join(coarse)}")
     recording = Recording()
     speak_reference(bundle, mixed.probes, recording, progress)
     search = PrecisionSearch(bundle, config, statistics, recording)

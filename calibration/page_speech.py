@@ -17,8 +17,6 @@ from voxedge.calibration.speech_check import Sounds
 from voxedge.runtime.audio_files import encode_audio
 from voxedge.runtime.systems.base import Samples
 
-_HEARD = 8
-"""Utterances that are put into the page; more would make it too large to send."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 400, 150, 42, 17
 _MAX_S = 30.0  # of each sound
 
@@ -28,12 +26,12 @@ def speech_section(utterances: Sequence[UtteranceReport], sounds: Sequence[Sound
     if not utterances:
         return Markup()
     cards = [
-        _card(number, item, sounds[number - 1] if number <= min(len(sounds), _HEARD) else None)
+        _card(number, item, sounds[number - 1] if number <= len(sounds) else None)
         for number, item in enumerate(utterances, 1)
     ]
     more = ""
-    if len(utterances) > _HEARD:
-        more = f" The first {_HEARD} of {len(utterances)} can be heard."
+    if len(utterances) > len(sounds):
+        more = f" The first {len(sounds)} of {len(utterances)} can be heard."
     text = (
         "Same tokens: the bundle was made to take the reference's tokens, so that both can be compared moment by "
         f"moment. By itself: what it says when left alone.{more}"

@@ -29,6 +29,8 @@ from voxedge.runtime.systems.base import Samples
 
 Progress = Callable[[str, int, int], None]
 
+HEARD = 8
+"""Utterances whose sounds are kept."""
 _FURTHER_CALLS = 2  # of each graph, of every utterance but the first
 
 
@@ -226,7 +228,7 @@ def speak_reference(
 def _add_alone(probe: Probe, own: Spoken, plan: SpeechPlan, findings: SpeechFindings) -> None:
     report = describe(own, probe.text, plan.recogniser)
     findings.utterances.append(UtteranceReport(probe.text, probe.description, probe.seed, report))
-    findings.sounds.append(Sounds(probe.text, own.sample_rate, own.samples))
+    _keep(findings, Sounds(probe.text, own.sample_rate, own.samples))
 
 
 def _add_beside(probe: Probe, expected: Spoken, speaker: Speaker, plan: SpeechPlan, findings: SpeechFindings) -> None:
@@ -236,7 +238,13 @@ def _add_beside(probe: Probe, expected: Spoken, speaker: Speaker, plan: SpeechPl
     report, reference = (describe(spoken, probe.text, plan.recogniser) for spoken in (own, expected))
     found = difference(expected, own, follower)
     findings.utterances.append(UtteranceReport(probe.text, probe.description, probe.seed, report, reference, found))
-    findings.sounds.append(Sounds(probe.text, own.sample_rate, own.samples, expected.samples, follower.samples))
+    _keep(findings, Sounds(probe.text, own.sample_rate, own.samples, expected.samples, follower.samples))
+
+
+def _keep(findings: SpeechFindings, sounds: Sounds) -> None:
+    """A set may have thousands of lines; who listens to more than a few?"""
+    if len(findings.sounds) < HEARD:
+        findings.sounds.append(sounds)
 
 
 def _judge(findings: SpeechFindings, gate: Gate) -> None:

@@ -186,6 +186,9 @@ def _check_same_model(manifest: Manifest, reference: Manifest) -> list[str]:
         wrong.append("system")
     missing = {graph.name for graph in manifest.graphs} - {graph.name for graph in reference.graphs}
     wrong += [f"graph {name}" for name in sorted(missing)]
+    coarse = sorted({graph.precision for graph in reference.graphs} - {"fp32"})
+    if coarse:
+        raise InputError(f"expected an FP32 reference, found {', '.join(coarse)}; export one with --precision fp32")
     if wrong:
         raise InputError(
             f"expected a reference of the same checkpoint and options, both differ in {', '.join(wrong)}; "
