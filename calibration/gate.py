@@ -178,16 +178,12 @@ def silence_failures(label: str, speech: SpeechReport) -> list[str]:
     return [f"{label}: expected speech, found silence: the peak of {speech.duration_s:.2f} s is {speech.peak:.2g}"]
 
 
-def clipping_checks(label: str, speech: SpeechReport, reference: SpeechReport, gate: Gate) -> list[Check]:
-    """Clipping beyond the reference's own: an untrained checkpoint clips at any precision."""
-    return _check(gate, "max_clipped_fraction", label, speech.clipped_fraction - reference.clipped_fraction)
-
-
 def difference_checks(difference: SpeechDifference, gate: Gate) -> list[Check]:
     """All speech beside the reference's.
 
     Tokens that were drawn freely need not be equal: a draw near a border may fall to either side, and all that follow
-    are then others, as good as the reference's.
+    are then others, as good as the reference's. Clipping counts beyond the reference's own: an untrained checkpoint
+    clips at any precision.
     """
     measured = {
         "min_token_agreement": difference.token_agreement,
@@ -195,6 +191,7 @@ def difference_checks(difference: SpeechDifference, gate: Gate) -> list[Check]:
         "max_log_spectral_distance_db": difference.log_spectral_distance_db,
         "max_loudness_difference_lu": abs(difference.loudness_difference_lu),
         "max_silence_increase": difference.silence_increase,
+        "max_clipped_fraction": difference.clipping_increase,
     }
     if difference.voiced_fraction >= _FEW_VOICED:
         measured["min_voicing_agreement"] = difference.voicing_agreement

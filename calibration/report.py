@@ -121,6 +121,8 @@ class SpeechDifference:
     """Share of the reference's frames that are voiced, 0 .. 1."""
     silence_increase: float
     """Share of silent frames, bundle minus reference, for the reference's tokens."""
+    clipping_increase: float
+    """Share of samples beyond full scale, bundle minus reference, for the reference's tokens."""
     duration_difference_s: float
     """Bundle minus reference, each with the tokens that it drew by itself."""
 
@@ -244,6 +246,7 @@ def pool(differences: Sequence[SpeechDifference]) -> SpeechDifference:
         voicing_agreement=fmean(item.voicing_agreement for item in differences),
         voiced_fraction=fmean(item.voiced_fraction for item in differences),
         silence_increase=max(item.silence_increase for item in differences),
+        clipping_increase=max(item.clipping_increase for item in differences),
         duration_difference_s=max((item.duration_difference_s for item in differences), key=abs),
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from voxedge.calibration import metrics
 from voxedge.calibration.acoustics import loudness_lufs, mel_distance, silent_fraction
-from voxedge.calibration.gate import clipping_checks, difference_checks, silence_failures, word_checks, words_note
+from voxedge.calibration.gate import difference_checks, silence_failures, word_checks, words_note
 from voxedge.calibration.pitch import pitch_difference
 from voxedge.calibration.recogniser import Recogniser, word_errors
 from voxedge.calibration.recording import Recording
@@ -154,8 +154,8 @@ def difference(expected: Spoken, spoken: Spoken, follower: Spoken) -> SpeechDiff
     Raises:
         InferenceError: A sample is NaN or infinite.
     """
-    check_audio(follower.samples)
-    rate, true, other = expected.sample_rate, expected.samples, follower.samples
+    clipped = check_audio(other := follower.samples).clipped_fraction - check_audio(expected.samples).clipped_fraction
+    rate, true = expected.sample_rate, expected.samples
     divergence = first_divergence(expected.drawn, spoken.drawn)
     agreeing = expected.logits.argmax(axis=1) == follower.logits.argmax(axis=1)  # [n]
     mel, pitch = mel_distance(true, other, rate), pitch_difference(true, other, rate)
@@ -174,6 +174,7 @@ def difference(expected: Spoken, spoken: Spoken, follower: Spoken) -> SpeechDiff
         voicing_agreement=pitch.voicing_agreement,
         voiced_fraction=pitch.voiced_fraction,
         silence_increase=silent_fraction(other, rate) - silent_fraction(true, rate),
+        clipping_increase=clipped,
         duration_difference_s=spoken.duration_s - expected.duration_s,
     )
 
@@ -248,15 +249,13 @@ def _keep(findings: SpeechFindings, sounds: Sounds) -> None:
 
 
 def _judge(findings: SpeechFindings, gate: Gate) -> None:
-    """Compare with the limits; silence and clipping of each utterance, everything else of all together."""
+    """Compare with the limits; silence of each utterance, everything else of all together."""
     beside, clipped = [], []
     for number, item in enumerate(findings.utterances, 1):
         label = f"utterance {number}"
         findings.failures += silence_failures(label, item.speech)
         if item.reference is None:
             clipped.append(item.speech.clipped_fraction)
-        else:
-            findings.checks += clipping_checks(label, item.speech, item.reference, gate)
         if item.difference is not None:
             beside.append(item.difference)
     if clipped and max(clipped) > (gate.max_clipped_fraction or 0.0):

@@ -35,7 +35,7 @@ def report(precision: str, snr_db: float, size: int, failures: tuple[str, ...] =
     flavour = GraphReport("dit", "ort", precision, 1, 1.0, (), "portable", (lower,))
     speech = SpeechReport(1.0, 25, "stop", -20.0, 0.5, 0.0, silent=False, words=WordErrors("a", 1, 4))
     beside = SpeechDifference(
-        True, None, 40, 0.975, 40.0, 30.0, 0.5, 0.7, 1.0, -0.1, 3.2, 0.99, 0.6, 0.0, 0.0
+        True, None, 40, 0.975, 40.0, 30.0, 0.5, 0.7, 1.0, -0.1, 3.2, 0.99, 0.6, 0.0, 0.0, 0.0
     )  # fmt: skip
     said = UtteranceReport("A.", "", 0, speech, speech, beside)
     sizes = (GraphSize("dit", size, 1_000_000),)

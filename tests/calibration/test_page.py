@@ -92,7 +92,7 @@ def report(bundle: Bundle) -> VerifyReport:
     graph = GraphReport("dit", "portable", "int8", 3, 1.0, (), "reference", outputs)
     speech = SpeechReport(0.5, 12, "length", -20.0, 0.3, 0.0, silent=False, words=WordErrors(HOSTILE, 3, 4))
     beside = SpeechDifference(
-        False, 5, 12, 0.5, 10.0, 5.0, 3.0, 4.0, 3.5, -0.004, None, 0.9, 0.8, 0.0, 0.1
+        False, 5, 12, 0.5, 10.0, 5.0, 3.0, 4.0, 3.5, -0.004, None, 0.9, 0.8, 0.0, 0.0, 0.1
     )  # fmt: skip
     checks = (*graph_checks(graph, GATES["fp16"]), *difference_checks(beside, GATES["fp16"]))
     return VerifyReport(
