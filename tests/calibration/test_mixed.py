@@ -17,7 +17,7 @@ from voxedge.engines.readiness import readiness
 from voxedge.runtime.cli.main import main
 
 SHORT = MixedConfig(probes=(Probe(max_tokens=40),), rounds=1)
-# Every graph of the small voice reaches 10 dB with INT8 weights at once, which is one version of each; the search itself
+# Every graph of the small voice reaches 10 dB with INT8 weights at once: one version of each; the search itself
 # is tested on a smaller graph.
 CONFIG = QuantiseConfig("mixed", base="int8-weight", min_snr_db=10.0)
 
