@@ -116,7 +116,7 @@ def _gate(checks: Iterable[Check]) -> Markup:
     ]
     if not rows:
         return Markup()
-    return _section("Gate", table(("what", "figure", "limit", "measured", ""), rows, numbers=(2, 3)))
+    return _section("Gate", table(("what", "figure", "limit", "measured", ""), rows, numbers=(2, 3, 4)))
 
 
 def _graphs(report: VerifyReport) -> Markup:
