@@ -16,7 +16,7 @@ from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.recording import Recording
 from voxedge.calibration.search import PrecisionSearch
 from voxedge.calibration.sensitivity import SENSITIVITY_REPORT, Sensitivity, dump_sensitivity
-from voxedge.calibration.speaking import PROBES, Probe
+from voxedge.calibration.speaking import Probe, probes_for
 from voxedge.calibration.speech_check import speak_reference
 from voxedge.calibration.statistics import Statistics
 from voxedge.calibration.verify import Verification, VerifyConfig, record, verify
@@ -32,8 +32,8 @@ _STEP_DB = 3.0  # half the noise power, where speech is not good enough though e
 class MixedConfig:
     """How a bundle of mixed precision is looked for."""
 
-    probes: Sequence[Probe] = PROBES
-    """What is said to record activations, and to verify."""
+    probes: Sequence[Probe] | None = None
+    """What is said to record activations, and to verify; None for what suits the voice."""
     rounds: int = 3
     """How often more is kept higher because the speech, not a graph, was not good enough."""
 
@@ -85,7 +85,8 @@ def quantise_mixed(
     if coarse:
         raise InputError(f"{source}: expected an FP32 bundle to search with, found {', '.join(coarse)}")
     recording = Recording()
-    speak_reference(bundle, mixed.probes, recording, progress)
+    probes = probes_for(bundle.manifest.words) if mixed.probes is None else mixed.probes
+    speak_reference(bundle, probes, recording, progress)
     search = PrecisionSearch(bundle, config, statistics, recording)
     target = config.min_snr_db
     for number in range(mixed.rounds):
@@ -93,7 +94,7 @@ def quantise_mixed(
         chosen = dataclasses.replace(found.config, overwrite=config.overwrite or number > 0)
         reports = {SENSITIVITY_REPORT: dump_sensitivity(found.sensitivity)}
         quantised = quantise_bundle(source, output, chosen, statistics, progress, reports)
-        verification = verify(output, source, progress, VerifyConfig(probes=mixed.probes))
+        verification = verify(output, source, progress, VerifyConfig(probes=probes))
         record(verification)
         if verification.report.passed:
             break

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from voxedge.calibration.codec_speaking import ObservedCodec
 from voxedge.calibration.draws import Draws
+from voxedge.calibration.recogniser import words_of
 from voxedge.calibration.recording import Recording, RecordingLoader
 from voxedge.calibration.replay import PAST, Feeds
-from voxedge.calibration.sets import load_set
+from voxedge.calibration.sets import load_set, set_names
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, InferenceError
 from voxedge.engines.loader import GraphLoader
@@ -227,6 +228,19 @@ def speak(
     """Say one probe on the CPU; arguments and errors as for `Speaker`."""
     with Speaker(bundle) as speaker:
         return speaker.speak(probe, recording, forced)
+
+
+def probes_for(words: Sequence[str]) -> tuple[Probe, ...]:
+    """What suits a voice: `PROBES`, or lines of the package's sets that it knows every word of.
+
+    Args:
+        words: All that the voice can say, in lower case; empty for any.
+    """
+    if not words:
+        return PROBES
+    known = set(words)
+    probes = [probe for name in set_names() for probe in probes_of(name) if known.issuperset(words_of(probe.text))]
+    return tuple(probes[: len(PROBES)]) or (Probe(" ".join(words[:: max(1, len(words) // 8)])),)
 
 
 def probes_of(name: str) -> tuple[Probe, ...]:

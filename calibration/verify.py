@@ -18,7 +18,7 @@ from voxedge.calibration.graph_check import Progress, check_graphs
 from voxedge.calibration.recogniser import Recogniser
 from voxedge.calibration.recording import Recording
 from voxedge.calibration.report import GraphSize, VerifyReport
-from voxedge.calibration.speaking import OBSERVED, PROBES, Probe
+from voxedge.calibration.speaking import OBSERVED, PROBES, Probe, probes_for
 from voxedge.calibration.speech_check import Sounds, SpeechPlan, check_speech
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError
@@ -45,8 +45,8 @@ __all__ = [
 class VerifyConfig:
     """What a bundle is asked, and what is asked of it."""
 
-    probes: Sequence[Probe] = PROBES
-    """What is said; at least one."""
+    probes: Sequence[Probe] | None = None
+    """What is said, at least one; None for what suits the voice."""
     gates: Mapping[str, Gate] = field(default_factory=lambda: GATES)
     """Limits by precision; the manifest's own go before them."""
     recogniser: Recogniser | None = None
@@ -100,12 +100,13 @@ def verify(
 ) -> Verification:
     """The same, with the sounds; arguments and errors as for `verify_bundle`."""
     config, progress = config or VerifyConfig(), on_progress or (lambda step, done, total: None)
-    if not config.probes:
-        raise ConfigError("expected something to say, found no probe")
     progress("checking files", 0, 1)
     bundle = _open(path)
     base = None if reference is None else _open(reference)
     manifest = bundle.manifest
+    probes = probes_for(manifest.words) if config.probes is None else config.probes
+    if not probes:
+        raise ConfigError("expected something to say, found no probe")
     precisions = tuple(sorted({graph.precision for graph in manifest.graphs}))
     own = manifest.gate or Gate()
     gate = own.over(gate_of(precisions, config.gates))
@@ -114,7 +115,7 @@ def verify(
         GraphRunner(bundle, config.backend).close()  # what is missing is said before anything takes time
         notes.append(f"the graphs were run on {config.backend}, beside the CPU; the speech is the CPU's")
     recording = Recording()
-    speech = check_speech(bundle, base, SpeechPlan(config.probes, gate, config.recogniser), recording, progress)
+    speech = check_speech(bundle, base, SpeechPlan(probes, gate, config.recogniser), recording, progress)
     graphs, failures = check_graphs(bundle, base, recording, progress, config.backend)
     checks = [check for graph in graphs for check in graph_checks(graph, own.over(config.gates[graph.precision]))]
     checks += speech.checks

@@ -77,9 +77,13 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _probes(arguments: argparse.Namespace) -> tuple[Probe, ...]:
-    from voxedge.calibration.speaking import PROBES, probes_of
+    from voxedge.calibration.speaking import probes_for, probes_of
+    from voxedge.engines.bundle import Bundle
 
-    probes = PROBES if arguments.set is None else probes_of(arguments.set)
+    if arguments.set is None:
+        probes = probes_for(Bundle.open(arguments.bundle).manifest.words)
+    else:
+        probes = probes_of(arguments.set)
     if arguments.lines is not None:
         probes = probes[: arguments.lines]
     if arguments.max_tokens is None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from voxedge.calibration.metrics import snr_db
+from voxedge.calibration.recogniser import words_of
 from voxedge.calibration.recording import Recording
 from voxedge.calibration.replay import replay
-from voxedge.calibration.speaking import Probe, Spoken, speak
+from voxedge.calibration.speaking import PROBES, Probe, Spoken, probes_for, probes_of, speak
 from voxedge.engines.backend import Array
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError
@@ -110,6 +111,15 @@ def test_a_bundle_follows_the_tokens_of_another_seed(spoken: tuple[Bundle, Spoke
     other = speak(bundle, Probe(seed=5))
     assert other.drawn != heard.drawn
     assert speak(bundle, Probe(), forced=other.drawn).drawn == other.drawn
+
+
+def test_a_voice_of_few_words_is_asked_what_it_knows() -> None:
+    assert probes_for(()) == PROBES
+    demo = probes_of("demo")
+    words = sorted({word for probe in demo for word in words_of(probe.text)})
+    assert probes_for(words) == demo[: len(PROBES)]
+    (probe,) = probes_for(["one", "two", "three"])
+    assert words_of(probe.text) == ["one", "two", "three"]
 
 
 def test_a_call_of_another_graph_is_refused(spoken: tuple[Bundle, Spoken, Recording]) -> None:

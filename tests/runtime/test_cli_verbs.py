@@ -190,9 +190,9 @@ def test_verify_exits_with_5_when_the_gate_is_closed(
 
     monkeypatch.setattr(verify, "verify", stand_in)
     report = tmp_path / "report.json"
-    assert main(["verify", "out", "--reference", "exact", "--report", str(report)]) == code
+    assert main(["verify", str(bundle.root), "--reference", "exact", "--report", str(report)]) == code
     assert readiness(bundle).state == ("reference" if not failures else "failed")
-    assert calls == [(Path("out"), Path("exact"))]
+    assert calls == [(bundle.root, Path("exact"))]
     captured = capsys.readouterr()
     out = captured.out
     assert re.search(r"^tiny +portable +reference +61\.2 +1\.000000 +1\.50e-04 +yes$", out, re.MULTILINE)
