@@ -9,9 +9,12 @@ same file bit for bit. Does not choose scales.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,8 @@ def collect_statistics(
         on_progress: Told about every line.
 
     Raises:
-        InputError: The bundle is not FP32, a line cannot be said, or unfinished work is in the way or of another kind.
+        InputError: The bundle is not FP32, a line cannot be said, unfinished work is in the way or of another kind, or
+            another process writes this target.
         InferenceError: A graph failed or gave values that are not finite.
         BackendUnavailableError: ONNX Runtime is not installed.
     """
@@ -91,21 +95,38 @@ def collect_statistics(
         voxedge=_version(),
         onnxruntime=runtime.__version__,
     )
-    done, accumulators = _begin(target, provenance, config.resume)
-    loader = WatchingLoader(bundle, accumulators, config.threads)
-    try:
-        for number, line in enumerate(calibration_set.lines[done:], done):
-            on_progress("calibrating", number, provenance.lines)
-            _say(bundle, loader, line, number, config)
-            _save_progress(target, provenance, number + 1, accumulators)
-    finally:
-        loader.close()
-    on_progress("calibrating", provenance.lines, provenance.lines)
-    found = {key: accumulator.finish() for key, accumulator in accumulators.items()}
-    statistics = Statistics.of(provenance, {key: value for key, value in found.items() if value is not None})
-    statistics.save(target)
-    progress_path(target).unlink(missing_ok=True)
+    with _alone(target):
+        done, accumulators = _begin(target, provenance, config.resume)
+        loader = WatchingLoader(bundle, accumulators, config.threads)
+        try:
+            for number, line in enumerate(calibration_set.lines[done:], done):
+                on_progress("calibrating", number, provenance.lines)
+                _say(bundle, loader, line, number, config)
+                _save_progress(target, provenance, number + 1, accumulators)
+        finally:
+            loader.close()
+        on_progress("calibrating", provenance.lines, provenance.lines)
+        found = {key: accumulator.finish() for key, accumulator in accumulators.items()}
+        statistics = Statistics.of(provenance, {key: value for key, value in found.items() if value is not None})
+        statistics.save(target)
+        progress_path(target).unlink(missing_ok=True)
     return statistics
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold a lock, which goes with the process however that ends: two would overwrite each other's progress."""
+    path = target.with_name(f".{target.name}.lock")
+    handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another calibration writes {target}; wait for it, or name another file") from error
+        yield
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
 
 
 def _version() -> str:

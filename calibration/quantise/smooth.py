@@ -33,6 +33,8 @@ WORTH = 0.95
 
 _FEWEST_ROWS = 16
 """Rows that a search can be trusted with."""
+_UNSEEN = 1.5
+"""An activation whose largest value lies this far beyond all rows that were kept has outliers that no search sees."""
 _COLUMNS = 256
 """Output channels of a matrix that the search looks at, evenly spaced."""
 
@@ -140,7 +142,8 @@ def _search(found: TensorStatistics, weights: GroupWeights, method: RangeMethod)
     """
     none = _Choice(None, method)
     plain_limit = activation_range(Histogram.of(found), method)
-    if len(found.samples) < _FEWEST_ROWS:
+    seen = float(np.abs(found.samples).max(initial=0))
+    if len(found.samples) < _FEWEST_ROWS or found.largest > _UNSEEN * seen:
         return None, plain_limit, 0.0
     tried = [none, *(_Choice(alpha, ranges) for alpha in ALPHAS for ranges in dict.fromkeys((method, "minmax")))]
     rows = found.samples.astype(np.float32)  # [n, K]

@@ -149,6 +149,20 @@ def interrupt_after(lines: int) -> Callable[[str, int, int], None]:
     return progress
 
 
+def test_two_at_once_are_refused(voice: Bundle, tmp_path: Path) -> None:
+    target, refused = tmp_path / "s.safetensors", []
+
+    def again(step: str, done: int, total: int) -> None:
+        if done == 1:
+            with pytest.raises(InputError, match="another calibration writes"):
+                collect_statistics(voice, LINES, target, CONFIG, quiet)
+            refused.append(done)
+
+    collect_statistics(voice, LINES, target, CONFIG, again)
+    assert refused == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+
+
 def test_statistics_of_another_bundle_are_refused(voice: Bundle, whole: Path) -> None:
     files = {**voice.manifest.files, voice.manifest.graph("dit").data: FileRecord("f" * 64, 1)}
     with pytest.raises(InputError, match="expected statistics of this bundle"):
