@@ -2,7 +2,7 @@
 #   make say    speaks TEXT into OUT with the built-in voice
 #   make test   lint, types, size limits and every test
 PYTHON ?= python3
-TEXT ?= Hello. This is the sound of voxedge.
+TEXT ?= Hello world. This is the sound of a small voice.
 OUT ?= out.wav
 # By file: tests of one file share what they export, which is most of the time.
 PYTEST_FLAGS ?= -n 2 --dist loadfile

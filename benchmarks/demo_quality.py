@@ -29,7 +29,7 @@ from voxedge.runtime.synthesizer import Synthesizer
 
 VOICES = {"woman": "slt", "man": "rms", "scot": "awb"}
 _RATE = 16_000
-_CONTROL_SENTENCES = 4  # spoken with every description
+_CONTROL_SENTENCES = 2  # spoken with every description
 _WARM_UP = 3
 
 
@@ -117,13 +117,18 @@ class Judge:
         self.classifier = SpeakerClassifier(spoken, [style.speaker for style in styles])
 
     def original(self, open_text: bool) -> Figures:
-        """The synthesiser's own sound, speakers in turn."""
+        """The synthesiser's own sound, speakers in turn; kept in a file, since it never changes."""
+        kept = self.work / f"flite-{len(self.narrow_texts)}{'-open' if open_text else ''}.json"
+        if kept.exists():
+            return Figures(**json.loads(kept.read_text()))
         narrow, unlimited = (
             [_flite(text, Style(SPEAKERS[n % 3], 0, 0), self.work) for n, text in enumerate(texts)]
             for texts in (self.narrow_texts, self.open_texts)
         )
         rate = error_rate(self.stock, self.open_texts, unlimited) if open_text else None
-        return Figures("flite itself", error_rate(self.narrow, self.narrow_texts, narrow), rate)
+        row = Figures("flite itself", error_rate(self.narrow, self.narrow_texts, narrow), rate)
+        kept.write_text(json.dumps(asdict(row)))
+        return row
 
     def voice(self, name: str, voice: Synthesizer, open_text: bool) -> Figures:
         """A bundle."""

@@ -1,11 +1,11 @@
-"""Handle audio as it is made: python examples/stream.py | aplay -t raw -f S16_LE -c 1 -r 48000"""
+"""Handle audio as it is made: python examples/stream.py | aplay -t raw -f S16_LE -c 1 -r 16000"""
 
 import sys
 
 from voxedge.runtime.synthesizer import Synthesizer
 
 with Synthesizer.from_pretrained() as voice:
-    for chunk in voice.stream("This sentence is played while it is still being made.", seed=7):
+    for chunk in voice.stream("Hello world. The red door is behind the office.", seed=7):
         sys.stdout.buffer.write(chunk.to_pcm16())  # 16-bit little-endian samples
         sys.stdout.buffer.flush()
         seconds = len(chunk.samples) / chunk.sample_rate

@@ -75,7 +75,7 @@ class Synthesizer:
         >>> with Synthesizer.from_pretrained() as voice:
         ...     samples, rate = voice.synthesize("Hello.", seed=1)
         >>> rate
-        48000
+        16000
     """
 
     def __init__(self, bundle: Bundle, options: LoadOptions) -> None:

@@ -16,13 +16,14 @@ from examples.demo_voice import stages, synthesiser
 from examples.demo_voice.stages import Sizes, Work
 
 FULL = Sizes(
-    shards=52,
+    shards=46,
     per_shard=500,
     workers=2,
     tokenizer_steps=1600,
     vocoder_steps=1300,
     text_steps=240,
     speech_steps=9000,
+    both_steps=1900,
     acoustic_steps=2000,
 )
 """What the shipped voice was made with, about two hours of two cores."""
@@ -34,6 +35,7 @@ SMOKE = Sizes(
     vocoder_steps=2,
     text_steps=3,
     speech_steps=3,
+    both_steps=2,
     acoustic_steps=2,
     prompts=300,
 )
@@ -44,6 +46,7 @@ STAGES: dict[str, Callable[[Work], None]] = {
     "vocoder": stages.train_vocoder,
     "text_expert": stages.train_text_expert,
     "speech_expert": stages.train_speech_expert,
+    "both_experts": stages.train_both_experts,
     "acoustic": stages.train_acoustic,
     "checkpoint": stages.write_checkpoint,
 }

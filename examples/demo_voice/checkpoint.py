@@ -31,7 +31,7 @@ from voxedge.export.modules.basic import Stored
 TOKEN_RATE = 25
 """Speech tokens per second; there are twice as many latents."""
 SPEAKING: dict[str, Any] = {
-    "prompt": {"max_text_tokens": 14},
+    "prompt": {"max_text_tokens": 14, "single_sentences": True},
     "sampling": {"temperature": 0.5, "top_k": 20, "top_p": 1.0, "ras_window": 0, "min_tokens": 8, "max_tokens": 200},
     "diffusion": {"steps": 2},
     "windows": {"stream_s": 0.6, "context_s": 0.6, "lookahead_s": 0.2, "chunk_latents": 25},

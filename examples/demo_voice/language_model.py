@@ -1,4 +1,4 @@
-"""The two experts: a text expert that is trained on prompts and then frozen, a speech expert that starts from it.
+"""The two experts: a text expert that is trained on prompts, a speech expert that starts from it.
 
 In: ids of prompts and of speech. Out: losses of the text expert alone, or of the speech expert on top of the frozen
 one. Layers are those that are exported; only the attention is put together here, over a batch of prompts that end, and
@@ -81,6 +81,12 @@ class Expert(nn.Module):
     def blocks(self) -> list[Layer]:
         """The layers with their type."""
         return [cast(Layer, layer) for layer in self.layers]
+
+    def damp(self, factor: float) -> None:
+        """Scale what every layer adds to the residual stream."""
+        for layer in self.blocks():
+            for last in (layer.attn.o_proj, layer.mlp.down_proj):
+                last.weight.data.mul_(factor)
 
 
 class TextExpert(nn.Module):

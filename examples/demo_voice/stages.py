@@ -21,7 +21,7 @@ from examples.demo_voice.descriptions import style_and_description
 from examples.demo_voice.language_model import Batch, SpeechExpert, TextExpert
 from examples.demo_voice.prompts import prompt_ids, user_text, write_tokenizer
 from examples.demo_voice.speech_tokenizer import SpeechTokenizer
-from examples.demo_voice.training import Schedule, load_average, train
+from examples.demo_voice.training import Schedule, StepLoss, load_average, load_weights, train
 from examples.demo_voice.vocoder import Vocoder
 from voxedge.runtime.tokenizer import ChatTokenizer
 
@@ -30,6 +30,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 HELD_OUT = 128
 """Utterances at the corpus's end that nothing learns from."""
 _TEXT_BATCH, _SPEECH_BATCH = 48, 16
+_DAMPING = 0.3  # of what a text expert's layers add, so that words of one kind differ in every layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Sizes:
     vocoder_steps: int
     text_steps: int
     speech_steps: int
+    both_steps: int
     acoustic_steps: int
     prompts: int = 20_000
     """Prompts without speech, for the text expert and the tokenizer's merges."""
@@ -147,10 +149,25 @@ def train_text_expert(work: Work) -> None:
 
 
 def train_speech_expert(work: Work) -> None:
-    """The speech expert alone, on top of the text expert."""
+    """The speech expert alone, on top of the frozen text expert."""
     torch.manual_seed(work.sizes.seed + 4)
-    model, seed = _speech_expert(work), work.sizes.seed
-    data, codes = work.spoken(), encode_tokens(work)
+    model = SpeechExpert(_trained(text_expert(work), work.file("text_expert.pt")))
+    schedule = Schedule(work.sizes.speech_steps, 1.5e-3, warmup=200, decay=0.05, average=0.998)
+    train(model, _speech_loss(work, model), schedule, work.sizes.seed, work.file("speech_expert.pt"))
+
+
+def train_both_experts(work: Work) -> None:
+    """Both experts, from the speech expert's last weights and a text expert whose layers add less."""
+    model = SpeechExpert(text_expert(work), frozen=False)
+    load_weights(work.file("speech_expert.pt"), model)
+    model.text.expert.damp(_DAMPING)
+    schedule = Schedule(work.sizes.both_steps, 1.5e-3, warmup=40, decay=0.05, falls_from=0.0)
+    train(model, _speech_loss(work, model), schedule, work.sizes.seed + 1, work.file("both_experts.pt"))
+
+
+def _speech_loss(work: Work, model: SpeechExpert) -> StepLoss:
+    """The loss of one step over the corpus; every 500 steps also that of utterances held out."""
+    data, codes, seed = work.spoken(), encode_tokens(work), work.sizes.seed
     prompts = work.prompts(data.entries)
     speech = [codes[data.tokens(index)] for index in range(len(prompts))]
     usable = len(prompts) - HELD_OUT
@@ -169,8 +186,7 @@ def train_speech_expert(work: Work) -> None:
                     figures["held_out"] = model.losses(held_out)[0].item()
         return value, figures
 
-    schedule = Schedule(work.sizes.speech_steps, 1.5e-3, warmup=200, decay=0.05, average=0.998)
-    train(model, loss, schedule, seed, work.file("speech_expert.pt"))
+    return loss
 
 
 def train_acoustic(work: Work) -> None:
@@ -192,16 +208,12 @@ def write_checkpoint(work: Work) -> None:
     """The trained parts in the released layout."""
     checkpoint.write(
         work.file("checkpoint"),
-        _trained(_speech_expert(work), work.file("speech_expert.pt")),
+        _trained(SpeechExpert(text_expert(work), frozen=False), work.file("both_experts.pt")),
         _trained(acoustic.Acoustic(), work.file("acoustic.pt")),
         _trained(Vocoder(), work.file("vocoder.pt")),
         acoustic.scale_of(encode_latents(work)),
         work.file("tokenizer.json"),
     )
-
-
-def _speech_expert(work: Work) -> SpeechExpert:
-    return SpeechExpert(_trained(text_expert(work), work.file("text_expert.pt")))
 
 
 def text_expert(work: Work) -> TextExpert:

@@ -104,6 +104,11 @@ def train(module: nn.Module, loss_of: StepLoss, schedule: Schedule, seed: int, p
     average.copy_to(module)
 
 
+def load_weights(path: Path, module: nn.Module) -> None:
+    """The last weights of a stage, not their average."""
+    module.load_state_dict(torch.load(path, weights_only=True)["module"])
+
+
 def load_average(path: Path, module: nn.Module) -> None:
     """The averaged weights of a stage, finished or not.
 

@@ -29,6 +29,7 @@ from voxedge.runtime.schedules import NoiseSchedule
 from voxedge.runtime.solvers import SolverConfig
 from voxedge.runtime.systems.base import Piece, Stopwatch, Utterance, timed
 from voxedge.runtime.systems.moe_tts_settings import DiffusionSettings, MoeTtsSettings, VocoderSettings
+from voxedge.runtime.text import split_sentences
 from voxedge.runtime.tokenizer import ChatTokenizer, Run
 from voxedge.runtime.windows import Window, WindowCutter, WindowPlan
 
@@ -106,7 +107,10 @@ class MoeTts:
                 "lower --max-tokens, shorten the description, or export again with a larger --max-context"
             )
         most = self.settings.prompt.max_text_tokens or max(1, context // 4)
-        return min(room, most), self._tokenizer.count
+        count, limit = self._tokenizer.count, min(room, most)
+        if not self.settings.prompt.single_sentences:
+            return limit, count
+        return limit, lambda piece: count(piece) if len(split_sentences(piece)) < 2 else limit + 1
 
     def prompt(self, utterance: Utterance) -> list[Run]:
         """Runs of token ids in front of the speech that will be drawn.

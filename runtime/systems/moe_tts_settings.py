@@ -45,6 +45,8 @@ class PromptSettings:
     """User turn with {description} and {text}."""
     max_text_tokens: int | None = None
     """Most tokens of text that are spoken at once; longer text is cut. None: a quarter of the context."""
+    single_sentences: bool = False
+    """Whether the model has only ever spoken one sentence at a time: then a text is cut behind every sentence."""
 
     def __post_init__(self) -> None:
         if self.max_text_tokens is not None:

@@ -38,8 +38,6 @@ LARGEST_CHUNK = 8
 FRAMES_PER_TOKEN = 4
 """Speech that a token of text may need: 3.1 frames for a Chinese character, 0.87 for an English letter, by the authors'
 estimates, and a token has about four letters."""
-SHORTEST_PIECE = 32
-"""Tokens that a piece may have however short the longest speech is: a character alone can take several."""
 REFERENCE_S = 10.0
 """Of the first piece of a long text, how much the later ones are given as their voice."""
 
@@ -104,8 +102,7 @@ class Moss:
                 f"{speech} of speech; lower --max-tokens or the duration, shorten the reference, or export again with "
                 "a larger --max-context"
             )
-        spoken = max(SHORTEST_PIECE, self._longest(utterance) // FRAMES_PER_TOKEN)
-        fitting = speech if self._exact(utterance) is not None else spoken
+        fitting = speech if self._exact(utterance) is not None else self._longest(utterance) // FRAMES_PER_TOKEN
         return min(room, max(1, min(self.settings.max_context // 8, fitting))), self._tokenizer.count
 
     def utter(self, utterance: Utterance, watch: Stopwatch) -> Iterator[Piece]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tiny_voice import tiny_voice
 
 from voxedge.calibration.accumulate import TensorAccumulator
 from voxedge.calibration.collect import CollectConfig, collect_statistics, progress_path
@@ -24,7 +25,6 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError, MissingResourceError
 from voxedge.engines.manifest import FileRecord
 from voxedge.runtime.cli.main import main
-from voxedge.runtime.synthesizer import built_in_voice
 
 LINES = CalibrationSet("three", (Line("Hello there."), Line("One, two.", "A calm voice."), Line("Goodbye.", seed=9)))
 CONFIG = CollectConfig(max_tokens=8, threads=1)  # a third of a second each
@@ -36,7 +36,7 @@ def quiet(step: str, done: int, total: int) -> None:
 
 @pytest.fixture(scope="module")
 def voice() -> Bundle:
-    return Bundle.open(built_in_voice())
+    return Bundle.open(tiny_voice())
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +93,14 @@ def test_a_run_can_be_repeated(voice: Bundle, whole: Path, tmp_path: Path) -> No
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_collect import CONFIG, LINES, built_in_voice
+sys.path[:0] = [{tests!r}, str(Path({tests!r}).parent)]
+from test_collect import CONFIG, LINES, tiny_voice
 from voxedge.calibration.collect import collect_statistics
 from voxedge.engines.bundle import Bundle
 def kill(step, done, total):
     if done == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-collect_statistics(Bundle.open(built_in_voice()), LINES, Path({target!r}), CONFIG, kill)
+collect_statistics(Bundle.open(tiny_voice()), LINES, Path({target!r}), CONFIG, kill)
 """
 
 
@@ -216,7 +216,7 @@ def set_file(folder: Path, count: int = 2) -> Path:
 
 
 def calibrate(folder: Path, *more: str) -> int:
-    words = ["calibrate", str(built_in_voice()), "-o", str(folder / "s.safetensors"), "--max-tokens", "4"]
+    words = ["calibrate", str(tiny_voice()), "-o", str(folder / "s.safetensors"), "--max-tokens", "4"]
     return main([*words, "--threads", "1", "--json", *more])
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tiny_voice import tiny_voice
 from toy_layers import run_graph, statistics_of, toy_graph
 
 from voxedge.calibration.collect import CollectConfig, collect_statistics
@@ -28,7 +29,6 @@ from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError
 from voxedge.engines.manifest import LayerSpec
-from voxedge.runtime.synthesizer import built_in_voice
 
 LINES = CalibrationSet("two", (Line("Hello there."), Line("One, two.", "A calm voice.")))
 PRODUCTS = ("MatMul", "Conv", "ConvTranspose")
@@ -80,7 +80,7 @@ def test_a_layer_is_within_the_sum_of_its_steps(operator: str, tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def voice() -> Bundle:
-    return Bundle.open(built_in_voice())
+    return Bundle.open(tiny_voice())
 
 
 @pytest.fixture(scope="module")

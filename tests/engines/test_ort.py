@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_voice import tiny_voice
 
 from voxedge.engines import loader, ort
 from voxedge.engines.backend import Buffer
@@ -17,7 +18,6 @@ from voxedge.engines.errors import BackendUnavailableError, BundleError, Inferen
 from voxedge.engines.loader import GraphLoader, LoadOptions
 from voxedge.engines.manifest import DimRange, GraphSpec, TensorSpec
 from voxedge.engines.ort import OrtEngine, OrtOptions
-from voxedge.runtime.synthesizer import built_in_voice
 
 SPEC = GraphSpec(
     name="sum",
@@ -141,7 +141,7 @@ def test_missing_and_old_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_stages_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = Bundle.open(built_in_voice())
+    bundle = Bundle.open(tiny_voice())
     for available, staged in ((1 << 40, False), (1 << 20, True), (None, False)):
         monkeypatch.setattr(loader, "available_bytes", lambda available=available: available)
         assert GraphLoader(bundle, LoadOptions("cpu", "auto")).staged is staged

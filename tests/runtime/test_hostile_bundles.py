@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import soundfile
+from tiny_voice import tiny_voice
 
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.files import hash_file
@@ -23,7 +24,6 @@ from voxedge.engines.loader import GraphLoader, LoadOptions
 from voxedge.engines.manifest import MANIFEST_NAME
 from voxedge.runtime.cli.main import main
 from voxedge.runtime.prompt import CONTROL_TOKENS, MAX_TEXT_CHARACTERS
-from voxedge.runtime.synthesizer import built_in_voice
 from voxedge.runtime.systems.base import Utterance
 from voxedge.runtime.systems.moe_tts import MoeTts
 
@@ -35,7 +35,7 @@ SPOKEN = ("text_expert", "speech_expert", "speech_conditioner", "dit", "vae_deco
 def victim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A voice to be damaged; the working folder holds nothing else."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copytree(built_in_voice(), tmp_path / "voice"))
+    return Path(shutil.copytree(tiny_voice(), tmp_path / "voice"))
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, words: str, *argv: str) -> None:

@@ -112,7 +112,6 @@ def test_pieces_are_short_enough_to_be_spoken(voice: Synthesizer) -> None:
     config = dataclasses.replace(voice.default_config, sampling=short)
     pieces = voice._utterances(Request("Hello. There you are. " * 30, config=config), 0)
     assert len(pieces) > 3
-    assert len(voice._utterances(Request("鑫", config=config), 0)) == 1  # one sign of several tokens
     assert pieces[0].share[0] == 0.0
     assert pieces[-1].share[1] == 1.0
 

@@ -1,4 +1,4 @@
-"""Properties of speaking, on the built-in voice: seeds, streams, staged memory, conversations, limits."""
+"""Properties of speaking, on a tiny voice: seeds, streams, staged memory, conversations, limits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tiny_voice import tiny_voice
 
 from voxedge.engines.errors import BackendUnavailableError, ConfigError, InferenceError, InputError
 from voxedge.runtime.prompt import Turn
@@ -18,7 +19,7 @@ TEXT = "The quick brown fox."
 
 @pytest.fixture(scope="module")
 def voice() -> Iterator[Synthesizer]:
-    with Synthesizer.from_pretrained(backend="cpu", threads=1) as synthesizer:
+    with Synthesizer.from_pretrained(tiny_voice(), backend="cpu", threads=1) as synthesizer:
         yield synthesizer
 
 
@@ -88,7 +89,7 @@ def test_whole_utterances_are_the_default_offline(voice: Synthesizer, quick: Syn
 
 
 def test_staged_memory_changes_nothing_but_memory(voice: Synthesizer, quick: SynthesisConfig) -> None:
-    with Synthesizer.from_pretrained(backend="cpu", memory="staged", threads=1) as staged:
+    with Synthesizer.from_pretrained(tiny_voice(), backend="cpu", memory="staged", threads=1) as staged:
         for seed in (5, 6):  # the second time everything is loaded again
             audio = staged.synthesize(TEXT, seed=seed, config=quick)
             np.testing.assert_array_equal(audio.samples, voice.synthesize(TEXT, seed=seed, config=quick).samples)
@@ -96,7 +97,7 @@ def test_staged_memory_changes_nothing_but_memory(voice: Synthesizer, quick: Syn
 
 
 def test_staged_memory_holds_one_stage_at_a_time(quick: SynthesisConfig) -> None:
-    with Synthesizer.from_pretrained(backend="cpu", memory="staged", threads=1) as staged:
+    with Synthesizer.from_pretrained(tiny_voice(), backend="cpu", memory="staged", threads=1) as staged:
         held: list[set[str]] = []
         load = staged._loader.load
 
@@ -221,7 +222,7 @@ def test_a_backend_that_is_not_there_is_an_error(backend: str) -> None:
         if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
             pytest.skip("this machine has the CUDA provider")
     with pytest.raises(BackendUnavailableError, match=backend if backend != "cuda" else "CUDAExecutionProvider"):
-        Synthesizer.from_pretrained(backend=backend)
+        Synthesizer.from_pretrained(tiny_voice(), backend=backend)
 
 
 @pytest.mark.parametrize("changes", [{"cfg_scale": -1.0}, {"window_s": 0.0}, {"sentence_pause_s": -1.0}])
