@@ -225,7 +225,8 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     data = json.loads(shown.out)
     assert (data["provenance"]["seed"], data["provenance"]["lines"]) == (3, 1)
-    assert data["values"]["vae_decoder"] == 37
+    known = Statistics.load(data["statistics"]).keys
+    assert data["values"]["vae_decoder"] == sum(graph == "vae_decoder" for graph, _ in known) > 0
     assert "warning: " in shown.err
     assert "has 1 line" in shown.err
     assert Statistics.load(data["statistics"]).provenance.seed == 3
