@@ -190,7 +190,10 @@ def test_verify_exits_with_5_when_the_gate_is_closed(
 
     monkeypatch.setattr(verify, "verify", stand_in)
     report = tmp_path / "report.json"
-    assert main(["verify", str(bundle.root), "--reference", "exact", "--report", str(report)]) == code
+    assert (
+        main(["verify", str(bundle.root), "--reference", "exact", "--report", str(report), "--recogniser", "none"])
+        == code
+    )
     assert readiness(bundle).state == ("reference" if not failures else "failed")
     assert calls == [(bundle.root, Path("exact"))]
     captured = capsys.readouterr()
