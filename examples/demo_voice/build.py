@@ -22,7 +22,7 @@ FULL = Sizes(
     tokenizer_steps=1600,
     vocoder_steps=1300,
     text_steps=240,
-    speech_steps=9000,
+    speech_steps=9012,
     both_steps=1900,
     acoustic_steps=2000,
 )
