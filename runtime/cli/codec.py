@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from voxedge.engines.errors import InputError
 from voxedge.engines.files import hash_file, write_atomically
 from voxedge.runtime.cli.common import Verbs, add_actions, whole
@@ -88,6 +86,8 @@ def run_encode(arguments: argparse.Namespace, console: Console) -> int:
 
 def run_decode(arguments: argparse.Namespace, console: Console) -> int:
     """Decode a file of codes, as a stream, so that the progress is known."""
+    import numpy as np
+
     from voxedge.runtime.audio import check_audio
     from voxedge.runtime.audio_files import write_audio
     from voxedge.runtime.code_files import read_codes

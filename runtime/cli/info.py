@@ -16,7 +16,6 @@ from voxedge.engines.files import format_bytes
 from voxedge.engines.manifest import MANIFEST_NAME, GraphSpec, TensorSpec
 from voxedge.engines.readiness import readiness
 from voxedge.engines.records import to_dict
-from voxedge.engines.session_cache import SessionCache
 from voxedge.engines.stamps import read_stamp
 from voxedge.runtime.cli.common import Verbs
 from voxedge.runtime.cli.console import Console, table
@@ -59,6 +58,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 def describe_bundle(bundle: Bundle) -> tuple[dict[str, Any], str]:
     """JSON and text of a bundle."""
+    from voxedge.engines.session_cache import SessionCache
+
     manifest = bundle.manifest
     engines = sorted(path for path in bundle.path(ENGINES_FOLDER).rglob("*") if path.suffix in ENGINE_SUFFIXES)
     total = sum(record.size for record in manifest.files.values())
