@@ -124,7 +124,8 @@ def test_people_are_told_once_and_info_shows_it(
 ) -> None:
     bundle = bundle_of(tmp_path / "voice", "int8-weight")
     monkeypatch.setattr(Synthesizer, "from_pretrained", lambda path, **options: ToneSynthesizer(bundle))
-    arguments = argparse.Namespace(backend="cpu", memory="auto", threads=None)
+    given = {"backend": "cpu", "memory": "auto", "threads": None, "no_session_cache": True, "codec": None}
+    arguments = argparse.Namespace(**given)
     open_synthesizer(bundle.root, arguments, Console(GlobalOptions()))
     assert capsys.readouterr().err.count("it was not verified") == 1
     assert main(["info", str(bundle.root), "--json"]) == 0
