@@ -24,6 +24,22 @@ from voxedge.calibration.report import Check, GraphReport, SpeechDifference, Spe
 from voxedge.engines.errors import ConfigError
 from voxedge.engines.gate import Gate
 
+# Activations are rounded, too, and one flavour may compute them in floats: between flavours lies the whole error.
+# Random experts lose 15 dB more than trained ones and do not pass.
+_INT8 = Gate(
+    min_graph_snr_db=10.0,
+    min_flavour_snr_db=10.0,
+    min_token_agreement=0.85,
+    max_mel_distance_db=1.5,
+    max_log_spectral_distance_db=4.0,
+    max_loudness_difference_lu=0.5,
+    max_pitch_error_cents=20.0,
+    min_voicing_agreement=0.9,
+    max_silence_increase=0.05,
+    max_clipped_fraction=0.01,
+    max_word_error_increase=0.1,
+)
+
 GATES: Mapping[str, Gate] = {
     # 80 dB leaves room for 10 ** 6.9 roundings, or for an operator that loses three digits where it subtracts; a wrong
     # weight, scale or axis costs far more. Logits within 80 dB change the most likely token at exact ties only.
@@ -77,21 +93,7 @@ GATES: Mapping[str, Gate] = {
         max_clipped_fraction=0.01,
         max_word_error_increase=0.1,
     ),
-    # Activations are rounded, too, and one flavour may compute them in floats: between flavours lies the whole error.
-    # Random experts lose 15 dB more than trained ones and do not pass.
-    "int8": Gate(
-        min_graph_snr_db=10.0,
-        min_flavour_snr_db=10.0,
-        min_token_agreement=0.85,
-        max_mel_distance_db=1.5,
-        max_log_spectral_distance_db=4.0,
-        max_loudness_difference_lu=0.5,
-        max_pitch_error_cents=20.0,
-        min_voicing_agreement=0.9,
-        max_silence_increase=0.05,
-        max_clipped_fraction=0.01,
-        max_word_error_increase=0.1,
-    ),
+    "int8": _INT8,
     # Blocks of 64: 15 and 18 dB for the experts, 11 dB for the diffusion network of the demo voice; 81 % of the
     # likeliest tokens, 0.5 dB of mel distance, 0.4 LU. Random experts keep 2 dB and half of the tokens, and do not
     # pass.
@@ -110,19 +112,7 @@ GATES: Mapping[str, Gate] = {
     ),
     # By hand it may hold anything; a search writes its own target into the manifest. With INT8 activations in the
     # vocoder mel spectra differ by 1.2 dB at any target, in quiet frames, and no more words are wrong: INT8's limits.
-    "mixed": Gate(
-        min_graph_snr_db=10.0,
-        min_flavour_snr_db=10.0,
-        min_token_agreement=0.85,
-        max_mel_distance_db=1.5,
-        max_log_spectral_distance_db=4.0,
-        max_loudness_difference_lu=0.5,
-        max_pitch_error_cents=20.0,
-        min_voicing_agreement=0.9,
-        max_silence_increase=0.05,
-        max_clipped_fraction=0.01,
-        max_word_error_increase=0.1,
-    ),
+    "mixed": _INT8,
 }
 """Defaults by precision. SNR alone judges graphs: 30 dB implies a cosine of 0.9995."""
 
