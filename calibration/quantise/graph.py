@@ -125,7 +125,9 @@ def new_node(
     if model_graph is None:
         raise ExportError(f"expected {place.name} in a graph")
     path = str(place.name).rpartition("/")[0]
-    taken = {node.name for node in model_graph if (node.name or "").startswith(path)}
+    near = [node for node in model_graph if (node.name or "").startswith(path)]
+    # A node that was renamed has left its output the old name, so both are looked at.
+    taken = {node.name for node in near} | {str(node.outputs[0].name).removesuffix(":0") for node in near}
     stem = f"{path}/{operator}"
     name = next(name for name in (stem, *(f"{stem}_{n}" for n in range(1, len(taken) + 2))) if name not in taken)
     node = ir.node(operator, inputs, attributes, name=name)

@@ -142,6 +142,21 @@ def test_rules_choose_layers(fp32_bundle: Path, tmp_path: Path) -> None:
     speak(bundle, Probe())
 
 
+def test_a_rule_makes_both_rotary_tables_integers(fp32_bundle: Path, tmp_path: Path) -> None:
+    """Two tables in one scope: every value of the graph keeps a name of its own."""
+    config = QuantiseConfig("int8-weight", rules=(parse_rule("dit:/*=int8-weight"),))
+    bundle = quantise_bundle(fp32_bundle, tmp_path / "out", config)
+    layers = bundle.manifest.graph("dit").layers
+    tables = [path for path in layers if "/rotary/Gather" in path]
+    assert len(tables) == 2
+    assert {layers[path] for path in tables} == {LayerSpec("int8-weight")}
+    model, _ = read_weights(bundle, "dit", "portable")
+    onnx.checker.check_model(model)
+    names = [name for node in model.graph.node for name in node.output]
+    assert len(names) == len(set(names))
+    assert check_audio(speak(bundle, Probe()).samples).peak > 0
+
+
 def test_streamed_export_gives_the_same_bytes(
     golden: Callable[[str], Path], quantised: Callable[[str], Bundle], tmp_path: Path
 ) -> None:
