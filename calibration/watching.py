@@ -15,12 +15,12 @@ import numpy.typing as npt
 from voxedge.calibration.accumulate import TensorAccumulator
 from voxedge.calibration.instrument import Watched, instrument
 from voxedge.calibration.statistics import Key
-from voxedge.engines.backend import Array, Binding, Buffer, Engine
+from voxedge.engines.backend import Array, Binding, Buffer, Engine, check_feeds
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, InferenceError
 from voxedge.engines.loader import GraphLoader, LoadOptions
 from voxedge.engines.manifest import GraphSpec
-from voxedge.engines.ort import check_feeds, load_onnxruntime, physical_cores
+from voxedge.engines.ort import load_onnxruntime, physical_cores
 
 Accumulators = dict[Key, TensorAccumulator]
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from voxedge.engines.errors import InferenceError
 from voxedge.engines.manifest import GraphSpec
 
 Array = npt.NDArray[Any]
@@ -115,3 +116,22 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back the memory; the engine cannot be used afterwards."""
+
+
+def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
+    """Refuse host arrays that are not what the graph takes.
+
+    Raises:
+        InferenceError: An input is missing, unknown, or of the wrong dtype or shape.
+    """
+    expected = {tensor.name: tensor for tensor in spec.inputs}
+    if set(feeds) != set(expected):
+        raise InferenceError(f"graph {spec.name}: expected the inputs {sorted(expected)}, found {sorted(feeds)}")
+    dims: dict[str, int] = {}
+    for name, array in feeds.items():
+        tensor = expected[name]
+        if not tensor.fits(array.shape, dims) or array.dtype != np.dtype(tensor.dtype):
+            raise InferenceError(
+                f"graph {spec.name}, input {name}: expected {tensor.dtype} {list(tensor.shape)} with {dims}, "
+                f"found {array.dtype} {list(array.shape)}"
+            )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from voxedge.engines.backend import Array, Buffer
+from voxedge.engines.backend import Array, Buffer, check_feeds
 from voxedge.engines.errors import BackendUnavailableError, BundleError, InferenceError
 from voxedge.engines.manifest import DType, GraphSpec
 
@@ -167,25 +167,6 @@ class OrtBinding:
             self._run(self._binding)
         except Exception as error:  # ONNX Runtime raises its own types, which have no common base
             raise InferenceError(f"graph {self._spec.name} failed: {_first_line(error)}") from error
-
-
-def check_feeds(spec: GraphSpec, feeds: Mapping[str, Array]) -> None:
-    """Refuse host arrays that are not what the graph takes.
-
-    Raises:
-        InferenceError: An input is missing, unknown, or of the wrong dtype or shape.
-    """
-    expected = {tensor.name: tensor for tensor in spec.inputs}
-    if set(feeds) != set(expected):
-        raise InferenceError(f"graph {spec.name}: expected the inputs {sorted(expected)}, found {sorted(feeds)}")
-    dims: dict[str, int] = {}
-    for name, array in feeds.items():
-        tensor = expected[name]
-        if not tensor.fits(array.shape, dims) or array.dtype != np.dtype(tensor.dtype):
-            raise InferenceError(
-                f"graph {spec.name}, input {name}: expected {tensor.dtype} {list(tensor.shape)} with {dims}, "
-                f"found {array.dtype} {list(array.shape)}"
-            )
 
 
 def load_onnxruntime(device: str, minimum: str = "0") -> Any:  # noqa: ANN401 - a module without types

@@ -17,8 +17,8 @@ import torch
 from voxedge.engines.manifest import DimRange, TensorSpec
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moss_codec import CodecCheckpoint, CodecConfig, Module, Transformer
+from voxedge.export.checkpoint.rearrange import RotaryHalves
 from voxedge.export.checkpoint.tensors import Array, InMemory, LazyTensor, materialise
-from voxedge.export.checkpoint.transforms import RotaryHalves
 from voxedge.export.config import DTYPES, Precision
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables

@@ -16,8 +16,8 @@ from voxedge.engines.manifest import DimRange, TensorSpec
 from voxedge.export.assemble import GraphPlan, Profiles
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
 from voxedge.export.checkpoint.moss_tts import MossCheckpoint
+from voxedge.export.checkpoint.rearrange import RotaryHalves, Rows
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
-from voxedge.export.checkpoint.transforms import RotaryHalves, Rows
 from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Argument, Traced, trace
 from voxedge.export.modules.attention import rotary_tables

@@ -18,7 +18,8 @@ from voxedge.engines.data_file import Progress
 from voxedge.engines.errors import ExportError
 from voxedge.engines.lazy import LazyTensor
 from voxedge.engines.manifest import Flavour
-from voxedge.export.checkpoint.transforms import Elementwise, Reshaped, Transposed
+from voxedge.export.checkpoint.rearrange import Reshaped, Transposed
+from voxedge.export.checkpoint.transforms import Elementwise
 from voxedge.export.graph import Traced
 
 Tensors = Mapping[str, LazyTensor]

@@ -24,38 +24,19 @@ from voxedge.runtime.codec import Codec
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.directions import NO_DIRECTIONS, Directions, Frames
 from voxedge.runtime.noise import fresh_seed
-from voxedge.runtime.prompt import Turn, check_text
-from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System, Utterance
+from voxedge.runtime.prompt import Turn
+from voxedge.runtime.requests import Request, utterances_of
+from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System
 from voxedge.runtime.systems.moe_tts import MoeTts
 from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
 from voxedge.runtime.systems.moss import Moss
 from voxedge.runtime.systems.moss_settings import SYSTEM as MOSS_TTS
-from voxedge.runtime.text import split_text
 
 __all__ = ["Request", "SynthesisConfig", "Synthesizer", "built_in_voice"]
 
 logger = logging.getLogger(__name__)
 
 SYSTEMS: dict[str, Callable[[Bundle, GraphLoader], System]] = {MOE_TTS: MoeTts, MOSS_TTS: Moss}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to say and how; one of a batch."""
-
-    text: str
-    description: str = ""
-    """Of the voice, in the language that the system was trained with; empty for none."""
-    seed: int | None = None
-    """The same seed says the same again; None draws a fresh one, which the result holds."""
-    config: SynthesisConfig | None = None
-    """None takes the bundle's own options."""
-    speech_prompt: tuple[int, ...] = ()
-    """Speech tokens to go on from; they are not heard again."""
-    earlier: tuple[Turn, ...] = ()
-    """The conversation before."""
-    directions: Directions = NO_DIRECTIONS
-    """Language, length, voice and more, where the system follows such."""
 
 
 @dataclass(slots=True)
@@ -236,7 +217,7 @@ class Synthesizer:
         """
         system = self._coded()
         request = Request(text, description, seed, config, directions=directions)
-        pieces = self._utterances(request, fresh_seed() if seed is None else seed)
+        pieces = utterances_of(request, fresh_seed() if seed is None else seed, self._system)
         return np.concatenate([system.codes(utterance) for utterance in pieces])
 
     def _coded(self) -> Moss:
@@ -271,7 +252,7 @@ class Synthesizer:
 
     def _chunks(self, request: Request, seed: int, progress: _Progress) -> Iterator[AudioChunk]:
         """Chunks of all pieces of a text; every one is checked before it is given."""
-        utterances = self._utterances(request, seed)
+        utterances = utterances_of(request, seed, self._system)
         reason: FinishReason = "stop"
         index, heard = 0, False
         for number, utterance in enumerate(utterances):
@@ -291,36 +272,11 @@ class Synthesizer:
                 yield AudioChunk(samples, self.sample_rate, index, last, reason if last else None)
                 index += 1
 
-    def _utterances(self, request: Request, seed: int) -> list[Utterance]:
-        """The pieces of a text."""
-        config = request.config or self.default_config
-        first = Utterance(
-            text=check_text(request.text),
-            config=config,
-            seed=seed,
-            description=request.description,
-            speech_prompt=request.speech_prompt,
-            earlier=request.earlier,
-            directions=request.directions,
-        )
-        texts = split_text(request.text, *self._system.budget(first))
-        prompts = [request.speech_prompt, *([()] * (len(texts) - 1))]
-        return [
-            dataclasses.replace(first, text=text, index=number, speech_prompt=prompt, share=_share(texts, number))
-            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
-        ]
-
     def _with_pause(self, piece: Piece, config: SynthesisConfig, more: bool) -> Samples:
         if piece.finish_reason is None or not more:
             return piece.samples
         pause = np.zeros((round(config.sentence_pause_s * self.sample_rate), self.channels), np.float32)
         return np.concatenate([piece.samples, pause])
-
-
-def _share(texts: Sequence[str], number: int) -> tuple[float, float]:
-    """Where a piece begins and ends in the whole text."""
-    ends = [sum(map(len, texts[:count])) for count in (number, number + 1, len(texts))]
-    return ends[0] / ends[2], ends[1] / ends[2]
 
 
 def built_in_voice() -> Path:

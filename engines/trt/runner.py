@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from voxedge.engines.backend import Array, Buffer
+from voxedge.engines.backend import Array, Buffer, check_feeds
 from voxedge.engines.errors import EngineMismatchError, InferenceError
 from voxedge.engines.manifest import GraphSpec
-from voxedge.engines.ort import check_feeds
 from voxedge.engines.trt.contexts import Call, Context, Shape
 from voxedge.engines.trt.cuda import CapturedGraph
 from voxedge.engines.trt.monitor import recent_errors

@@ -20,9 +20,9 @@ from voxedge.export.checkpoint.dit import (
 )
 from voxedge.export.checkpoint.keys import Rule, Tensors, rename, select
 from voxedge.export.checkpoint.oobleck import CoderConfig, VaeCheckpoint
+from voxedge.export.checkpoint.rearrange import Reshaped, Stacked
 from voxedge.export.checkpoint.stable_audio_vae import build_vae
 from voxedge.export.checkpoint.tensors import LazyTensor
-from voxedge.export.checkpoint.transforms import Reshaped, Stacked
 
 DIT_CLASS = "StableAudioDiTModel"
 VAE_CLASS = "AutoencoderOobleck"

@@ -18,8 +18,8 @@ from voxedge.export.checkpoint.config_file import Section, load_json
 from voxedge.export.checkpoint.dit import DitCheckpoint
 from voxedge.export.checkpoint.oobleck import VaeCheckpoint
 from voxedge.export.checkpoint.qwen3 import LanguageModel
+from voxedge.export.checkpoint.rearrange import Rows
 from voxedge.export.checkpoint.tensors import materialise
-from voxedge.export.checkpoint.transforms import Rows
 
 MAX_TOKENIZER_BYTES = 64_000_000
 SPEECH_TOKEN = re.compile(r"<\|?(?:s|speech|audio|speech_token|audio_token)_(\d+)\|?>")

@@ -14,8 +14,9 @@ from voxedge.export.checkpoint.config_file import load_json
 from voxedge.export.checkpoint.keys import Shape, select, with_prefix
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig, MossConfig, parse_moss
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig, layer_shapes
+from voxedge.export.checkpoint.rearrange import Rows, Stacked
 from voxedge.export.checkpoint.tensors import LazyTensor
-from voxedge.export.checkpoint.transforms import Rows, Stacked, Zeros
+from voxedge.export.checkpoint.transforms import Zeros
 from voxedge.export.checkpoint.weight_files import open_weights
 
 DEAD_KEYS = (

@@ -13,8 +13,8 @@ from pathlib import Path
 from voxedge.engines.errors import CheckpointError
 from voxedge.export.checkpoint.keys import Tensors
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig, build_language_model, layer_shapes
+from voxedge.export.checkpoint.rearrange import Rows
 from voxedge.export.checkpoint.tensors import LazyTensor
-from voxedge.export.checkpoint.transforms import Rows
 
 POSITIONS = ("suffix", "prefix", "infix")
 COMPONENTS = frozenset({

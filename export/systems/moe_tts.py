@@ -16,8 +16,8 @@ from voxedge.engines.errors import CheckpointError, ConfigError
 from voxedge.engines.records import from_dict, to_dict
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moe_tts import MoeTtsCheckpoint, load_moe_tts
+from voxedge.export.checkpoint.rearrange import Rows, Stacked
 from voxedge.export.checkpoint.tensors import LazyTensor
-from voxedge.export.checkpoint.transforms import Rows, Stacked
 from voxedge.export.config import ExportConfig
 from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
 from voxedge.export.diffusion_graphs import conditioner_plan, dit_plan, vae_plans

@@ -11,8 +11,8 @@ from typing import Any
 
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moss_tts import MossCheckpoint, load_moss_tts
+from voxedge.export.checkpoint.rearrange import Rows, Stacked
 from voxedge.export.checkpoint.tensors import LazyTensor
-from voxedge.export.checkpoint.transforms import Rows, Stacked
 from voxedge.export.config import ExportConfig
 from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
 from voxedge.export.exporter import SystemPlan

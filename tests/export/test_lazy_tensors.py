@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from voxedge.engines.errors import CheckpointError
+from voxedge.export.checkpoint.rearrange import Reshaped, Rows, Stacked, Transposed
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor, block_indices, checked_blocks, materialise
-from voxedge.export.checkpoint.transforms import Elementwise, Reshaped, Rows, Stacked, Transposed, WeightNorm
+from voxedge.export.checkpoint.transforms import Elementwise, WeightNorm
 
 SHAPES = [(), (1,), (7,), (5, 3), (4, 1, 6), (2, 3, 5, 2), (0, 4), (3, 0)]
 
@@ -121,7 +122,7 @@ import resource, sys
 from pathlib import Path
 from voxedge.export.checkpoint.safetensors_reader import read_safetensors
 from voxedge.export.checkpoint.tensors import checked_blocks
-from voxedge.export.checkpoint.transforms import Stacked, Transposed
+from voxedge.export.checkpoint.rearrange import Stacked, Transposed
 tensors = read_safetensors(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for index, values in checked_blocks(Transposed(Stacked((tensors["a"], tensors["a"]))), 2**22):

@@ -18,8 +18,8 @@ from codec_shapes import released
 
 from voxedge.engines.errors import CheckpointError, MissingResourceError
 from voxedge.export.checkpoint.moss_codec import Transformer, expected_shapes, load_moss_codec, parse_moss_codec
+from voxedge.export.checkpoint.rearrange import RotaryHalves
 from voxedge.export.checkpoint.tensors import InMemory, materialise
-from voxedge.export.checkpoint.transforms import RotaryHalves
 
 CASE = "moss_audio_tokenizer"
 

@@ -13,7 +13,7 @@ from golden_graphs import Exported, read
 from voxedge.engines.backend import Engine
 from voxedge.export.assemble import GraphPlan
 from voxedge.export.checkpoint.moe_tts import MoeTtsCheckpoint, load_moe_tts
-from voxedge.export.checkpoint.transforms import Stacked
+from voxedge.export.checkpoint.rearrange import Stacked
 from voxedge.export.config import ExportConfig
 from voxedge.export.systems.moe_tts import expert_plans, settings, speech_head
 from voxedge.runtime.noise import NoiseStream
