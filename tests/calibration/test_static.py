@@ -1,11 +1,10 @@
-"""W8A8: where Q and DQ stand, what they cost, and what NVIDIA's parser makes of them."""
+"""W8A8: where Q and DQ stand and what they cost; `test_quantised_engines` has what NVIDIA's parser makes of them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,58 +247,3 @@ def test_statistics_are_needed_and_must_be_whole(voice: Bundle, statistics: Stat
         empty = Statistics.of(statistics.provenance, {})
         quantise_bundle(voice.root, tmp_path / "c", QuantiseConfig("int8", cpu_form="integer"), empty)
     assert list(tmp_path.iterdir()) == []
-
-
-# NVIDIA's parser and compiler
-
-
-def layers_of(network: Any) -> Iterator[Any]:  # noqa: ANN401 - TensorRT has no types
-    for index in range(network.num_layers):
-        yield network.get_layer(index)
-
-
-def test_the_parser_sees_int8_at_every_quantised_layer(quantised: Bundle) -> None:
-    """The pattern that TensorRT's compiler fuses, in the network that its own parser made.
-
-    Every layer of TensorRT that computes an INT8 layer reads two DequantizeLayers: one behind a QuantizeLayer, one
-    behind INT8 constants. The parser gives a matrix [K, N] the rank of what it is multiplied with, by a shuffle that
-    moves nothing; NVIDIA's own exporters have a transpose at that place.
-    """
-    trt = pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this machine")
-    from voxedge.engines.trt.api import load as load_library
-
-    library = load_library("tensorrt_rtx")
-    kinds = (trt.LayerType.MATRIX_MULTIPLY, trt.LayerType.CONVOLUTION, trt.LayerType.DECONVOLUTION)
-    for name in portable(quantised):
-        spec = quantised.manifest.graph(name)
-        wanted = {path for path, layer in spec.layers.items() if layer.precision == "int8"}
-        logger = trt.Logger(trt.Logger.ERROR)
-        builder = trt.Builder(logger)
-        network = builder.create_network(library.network_flags())
-        parser = trt.OnnxParser(network, logger)
-        assert parser.parse_from_file(str(quantised.graph_path(spec))), name
-        made = {layer.get_output(0).name: layer for layer in layers_of(network)}
-        found = set()
-        for layer in layers_of(network):
-            if layer.name not in wanted or layer.type not in kinds:
-                continue
-            found.add(layer.name)
-            inputs = [made[layer.get_input(index).name] for index in range(2)]
-            if layer.type == trt.LayerType.MATRIX_MULTIPLY and inputs[1].type == trt.LayerType.SHUFFLE:
-                assert tuple(inputs[1].get_output(0).shape)[1:] == tuple(inputs[1].get_input(0).shape), layer.name
-                inputs[1] = made[inputs[1].get_input(0).name]
-            assert [item.type for item in inputs] == [trt.LayerType.DEQUANTIZE] * 2, layer.name
-            sources = [made[item.get_input(0).name] for item in inputs]
-            assert [item.type for item in sources] == [trt.LayerType.QUANTIZE, trt.LayerType.CONSTANT], layer.name
-            assert all(item.get_input(0).dtype == trt.DataType.INT8 for item in inputs), layer.name
-        assert found == wanted, name
-
-
-@pytest.mark.parametrize("name", ["speech_expert", "dit", "vae_decoder"])
-def test_int8_graphs_compile(name: str, quantised: Bundle, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this machine")
-    from voxedge.engines.trt.builder import BuildConfig, build_engine
-
-    spec = quantised.manifest.graph(name)
-    record = build_engine(quantised, spec, BuildConfig(compute_capabilities=(89, 120)), tmp_path)
-    assert record.size_bytes > 0

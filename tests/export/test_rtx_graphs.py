@@ -1,4 +1,4 @@
-"""Every portable graph of a small and of a middling model, FP32, FP16 and rounded: linted, compiled, and compared.
+"""Every portable graph of a small and of a middling model, FP32 and FP16: linted, compiled, and compared.
 
 NVIDIA's compiler runs for SM75, SM89 and SM120 without a GPU. FP16 stands beside FP32 on ONNX Runtime, on inputs like
 those of speech; `pytest -s` shows the engines and the decibels.
@@ -20,8 +20,6 @@ from onnx import TensorProto
 
 from voxedge.calibration.lint import lint
 from voxedge.calibration.metrics import SNR_CAP_DB, compare, worst
-from voxedge.calibration.quantise.bundle import quantise_bundle
-from voxedge.calibration.quantise.config import QuantiseConfig, QuantisedPrecision
 from voxedge.engines.backend import Array
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BuildError
@@ -35,7 +33,6 @@ from voxedge.export.systems import moe_tts
 
 GRAPHS = ("text_expert", "speech_expert", "speech_conditioner", "dit", "vae_decoder", "vae_encoder")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
-ROUNDED: tuple[tuple[Precision, QuantisedPrecision], ...] = (("fp16", "int4-weight"), ("fp32", "int8-weight"))
 FRAMES, PROMPT = 20, 24
 
 Bundles = Mapping[str, Bundle]
@@ -83,32 +80,6 @@ def test_small_graphs_compile(name: str, tiny: Bundles, scratch: Path) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_small_graphs_in_fp16_are_near_fp32(name: str, tiny: Bundles) -> None:
     assert_near(name, tiny)
-
-
-@pytest.fixture(scope="module")
-def rounded(tiny_bundle: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Weight-only bundles: four bits beside FP16 activations, as TensorRT multiplies them, eight beside FP32."""
-    folder = tmp_path_factory.mktemp("rounded")
-    return {
-        precision: quantise_bundle(tiny_bundle(source), folder / precision, QuantiseConfig(precision))
-        for source, precision in ROUNDED
-    }
-
-
-@pytest.mark.parametrize(
-    ("precision", "name"),
-    [
-        ("int4-weight", "speech_expert"),
-        ("int4-weight", "dit"),
-        ("int8-weight", "text_expert"),
-        ("int8-weight", "speech_conditioner"),
-        ("int8-weight", "vae_decoder"),
-    ],
-)
-def test_small_rounded_graphs_compile(precision: str, name: str, rounded: Bundles, scratch: Path) -> None:
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has no package for this machine: nothing was compiled")
-    assert_portable(name, {precision: rounded[precision]})
-    compile_for((89, 120), name, rounded[precision], scratch)
 
 
 @pytest.mark.slow
