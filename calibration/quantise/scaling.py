@@ -106,6 +106,8 @@ def fold_before(graph: EditedGraph, value: ir.Value, factors: Factors) -> Fold |
     node = value.producer()
     if node is None or node.domain not in ("", "ai.onnx") or value.is_graph_output():
         return None
+    if node.op_type == "Cast" and _only_reader(node.inputs[0]) and node.inputs[0] is not None:
+        return fold_before(graph, node.inputs[0], factors)  # in FP16 graphs, behind an FP32 island
     if node.op_type == "MatMul":
         return _fold_weights(graph, {node.inputs[1]: 1}, factors)
     if node.op_type == "LayerNormalization":

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from voxedge.calibration.quantise.graph import EditedGraph, add_initialiser, describe, new_node
+from voxedge.calibration.quantise.graph import FLOAT_TYPES, EditedGraph, add_initialiser, describe, new_node
 from voxedge.calibration.quantise.plan import WeightedNode
 from voxedge.calibration.quantise.ranges import LEVELS, Histogram, RangeMethod, activation_range
 from voxedge.calibration.quantise.scaling import Factors, fold_before, scale_weight
@@ -205,9 +205,11 @@ def _multiply(graph: EditedGraph, group: Group, factors: Factors) -> None:
     for model in graph.models.values():
         smoothed: ir.Value | None = None
         for node in list(model.graph):
-            if node.name not in paths or describe(node) is None or node.inputs[0] is None:
+            described = describe(node)
+            if node.name not in paths or described is None or node.inputs[0] is None:
                 continue
             if smoothed is None:
-                weight = add_initialiser(model, name, "float32", factors.shape)
-                smoothed = new_node(node, "Mul", [node.inputs[0], weight], "float32", node.inputs[0].shape)
+                dtype = FLOAT_TYPES[described.stored]
+                weight = add_initialiser(model, name, dtype, factors.shape)
+                smoothed = new_node(node, "Mul", [node.inputs[0], weight], dtype, node.inputs[0].shape)
             node.replace_input_with(0, smoothed)

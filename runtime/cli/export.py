@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         quantise=config_of(arguments, arguments.precision) if rounded else None,
     )
     with console.progress() as progress, needs_extra("export"):
-        bundle = _export(arguments, config, progress)
+        bundle = _export(arguments, config, progress, console)
     manifest = bundle.manifest
     written = sum(record.size for record in manifest.files.values())
     data = {
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     return judged(bundle, console)
 
 
-def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progress) -> Bundle:
+def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progress, console: Console) -> Bundle:
     """Straight from the checkpoint, or by way of an FP32 bundle that is calibrated."""
     if config.quantise is None or not _needs_speech(arguments, config.quantise):
         from voxedge.export.systems import export_checkpoint
@@ -98,6 +98,8 @@ def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progr
     from voxedge.export.quantised import export_calibrated
 
     calibration_set = load_set(arguments.calibrate or "default")
+    if calibration_set.warning is not None:
+        console.warn(calibration_set.warning)
     return export_calibrated(arguments.checkpoint, arguments.output, config, config.quantise, calibration_set, progress)
 
 

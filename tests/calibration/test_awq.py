@@ -18,6 +18,19 @@ from voxedge.engines.manifest import LayerSpec
 
 PRODUCTS = ("g", "u", "y", "z", "f", "w")
 FOUR_BITS = {f"/{name}/MatMul": LayerSpec("int4-weight", 16) for name in PRODUCTS}
+# As exported at FP16: a norm in FP32, a cast, and products of FP16 values with FP16 weights.
+HALF = f"""<ir_version: 9, opset_import: ["" : 20]>
+agraph (float[{ROWS}, {K}] x, float[{K}] norm, float16[{K},12] gate, float16[{K},{K}] out)
+        => (float[{ROWS},12] y, float[{ROWS},{K}] z) {{
+   n = Mul(x, norm)
+   nh = Cast <to=10> (n)
+   g = MatMul(nh, gate)
+   y = Cast <to=1> (g)
+   a = Softmax <axis=-1> (x)
+   ah = Cast <to=10> (a)
+   o = MatMul(ah, out)
+   z = Cast <to=1> (o)
+}}"""
 
 
 @pytest.fixture
@@ -36,6 +49,31 @@ def test_the_function_stays(x: np.ndarray, tmp_path: Path) -> None:
     true, got = run_graph(plain, tmp_path / "plain", x), run_graph(graph, tmp_path / "balanced", x)
     for name in true:
         assert snr_db(true[name], got[name]) > -20 * np.log10(2.0**-24 * 20)
+
+
+def test_factors_pass_the_casts_of_an_fp16_graph(x: np.ndarray, tmp_path: Path) -> None:
+    """Folded into the FP32 norm behind the cast, or multiplied in FP16 where there is nothing to fold into.
+
+    Values and weights are rounded to 11 bits before and after: 2 ** -11 of a product each, and sums of 16 of them.
+    """
+    arrays = {name: weights()[name] for name in ("norm", "gate", "out")}
+    arrays["out"][4] *= 0.3  # small weights of a loud channel: there is something to gain
+    layers = {f"/{name}/MatMul": LayerSpec("int4-weight", 16) for name in ("g", "o")}
+    softened = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+    softened[:, 4] *= 30.0  # what the search is told, so that it finds something
+    known = statistics_of({"nh": (-1, x * arrays["norm"]), "ah": (-1, softened)})
+    graph, plain, rounded = (toy_graph(HALF, arrays) for _ in range(3))
+    found = {item.value: item for item in balance(graph, layers, known)}
+    assert {name: (item.alpha is not None, item.folded) for name, item in found.items()} == {
+        "nh": (True, True),
+        "ah": (True, False),
+    }
+    true, got = run_graph(plain, tmp_path / "plain", x), run_graph(graph, tmp_path / "balanced", x)
+    assert all(snr_db(true[name], got[name]) > -20 * np.log10(2.0**-11 * 4) for name in true)
+    store_weights(graph, layers)
+    store_weights(rounded, layers)
+    better, worse = run_graph(graph, tmp_path / "awq", x), run_graph(rounded, tmp_path / "rounded", x)
+    assert snr_db(true["y"], better["y"]) > snr_db(true["y"], worse["y"])
 
 
 def test_rounded_products_err_less(x: np.ndarray, tmp_path: Path) -> None:
