@@ -97,6 +97,9 @@ def verdict(sessions: list[Sessions]) -> tuple[str, bool]:
     lines, good = [], True
     for precision in dict.fromkeys(each.precision for each in sessions):
         default, first, later = (each for each in sessions if each.precision == precision)
+        if later.disk < later.anonymous // 100:
+            lines.append(f"{precision}: no session was prepared, as its graphs are too small; nothing is compared.")
+            continue
         share, same = later.anonymous / default.anonymous, default.logits == first.logits == later.logits
         good = good and share <= GOAL and same
         words = "the same logits" if same else "OTHER LOGITS"

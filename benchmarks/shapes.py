@@ -65,12 +65,13 @@ class LmShape:
 
 SHAPES = {
     "smoke": LmShape(2, 256, 4, 2, 64, 512, text_rows=2048, speech_rows=640),
+    "middling": LmShape(4, 1024, 16, 8, 128, 3072, text_rows=2048),
     "0.6b": LmShape(28, 1024, 16, 8, 128, 3072),
     "1.7b": LmShape(28, 2048, 16, 8, 128, 6144),
     "4b": LmShape(36, 2560, 32, 8, 128, 9728),
     "8b": LmShape(36, 4096, 32, 8, 128, 12288, tied=False),
 }
-"""Qwen3 0.6B, 1.7B, 4B and 8B (their published config.json), and one small enough to try a script with."""
+"""Qwen3 0.6B, 1.7B, 4B and 8B (their published config.json), four layers of the first, and one to try a script with."""
 
 
 @dataclass(frozen=True, slots=True)
