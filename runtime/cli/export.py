@@ -55,10 +55,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     checkpoint: Path = arguments.checkpoint
     if not checkpoint.exists():
         raise MissingResourceError(f"expected a checkpoint at {checkpoint}, found nothing; give its folder or file")
-    need = predicted_bytes(checkpoint, arguments.precision)
     with needs_extra("export"):
         from voxedge.export.config import ExportConfig
     rounded = arguments.precision in PRECISIONS
+    quantise = config_of(arguments, arguments.precision) if rounded else None
+    spoken = quantise is not None and _needs_speech(arguments, quantise)
+    need = predicted_bytes(checkpoint, arguments.precision, (arguments.activations,) if spoken else ())
     free = free_bytes(_existing_parent(arguments.output))
     console.note(
         f"needs up to about {format_bytes(need)} of disk for {arguments.output}; {format_bytes(free)} are free"
@@ -71,7 +73,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         overwrite=arguments.force,
         components=arguments.components,
         note=arguments.note,
-        quantise=config_of(arguments, arguments.precision) if rounded else None,
+        quantise=quantise,
     )
     with console.progress() as progress, needs_extra("export"):
         bundle = _export(arguments, config, progress, console)
@@ -118,10 +120,14 @@ def _needs_speech(arguments: argparse.Namespace, quantise: QuantiseConfig) -> bo
     return arguments.calibrate is not None or calibrated
 
 
-def predicted_bytes(checkpoint: Path, precision: str) -> int:
+def predicted_bytes(checkpoint: Path, precision: str, spoken: tuple[str, ...] = ()) -> int:
     """About the most that a bundle takes, from the size of the checkpoint, which holds weights in two bytes or more.
 
-    Where the voice is calibrated, an FP32 bundle is there besides for a while.
+    Args:
+        checkpoint: Folder or file.
+        precision: Of the bundle.
+        spoken: Types of activations, where the voice is calibrated: an FP32 bundle is there besides for a while, and
+            one with FP16 activations where they are asked for.
 
     Raises:
         InputError: The checkpoint has no weights.
@@ -132,8 +138,9 @@ def predicted_bytes(checkpoint: Path, precision: str) -> int:
         raise InputError(
             f"{checkpoint}: expected weights ({', '.join(WEIGHT_SUFFIXES)}), found none; give the checkpoint's folder"
         )
-    shares = {"fp32": 2.0, "fp16": 1.0, "int8": 2.6, "int8-weight": 0.6, "mixed": 1.0, "int4-weight": 0.4}
-    return int(shares[precision] * sum(path.stat().st_size for path in weights))
+    shares = {"fp32": 2.0, "fp16": 1.0, "int8": 0.6, "int8-weight": 0.6, "mixed": 1.0, "int4-weight": 0.4}
+    besides = sum(shares[each] for each in {"fp32", *spoken}) if spoken else 0.0
+    return int((shares[precision] + besides) * sum(path.stat().st_size for path in weights))
 
 
 def _existing_parent(path: Path) -> Path:

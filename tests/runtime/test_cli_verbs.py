@@ -155,6 +155,8 @@ def test_predicted_size_takes_the_checkpoint_for_two_byte_weights(tmp_path: Path
     source = checkpoint(tmp_path / "source")
     assert export.predicted_bytes(source, "fp32") == 3_000_000
     assert export.predicted_bytes(source, "fp16") == 1_500_000
+    assert export.predicted_bytes(source, "int8", ("fp32",)) == 3_900_000
+    assert export.predicted_bytes(source, "int4-weight", ("fp16",)) == 5_100_000
 
 
 # verify
