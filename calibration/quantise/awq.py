@@ -11,6 +11,7 @@ Lin et al., "AWQ: Activation-aware Weight Quantization for On-Device LLM Compres
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def balancing_factors(activations: Matrix, alpha: float) -> Factors:
 
 
 def _groups(graph: EditedGraph, layers: Mapping[str, LayerSpec], statistics: Statistics) -> list[Group]:
-    """4-bit products by the activation that they read, in the order of the portable graph."""
+    """4-bit products with weights of their own by the activation that they read, in the portable graph's order."""
     members: dict[str, tuple[ir.Value, list[WeightedNode], TensorStatistics]] = {}
     for node in graph.models["portable"].graph if "portable" in graph.models else ():
         described, given = describe(node), node.inputs[0] if node.inputs else None
@@ -78,7 +79,8 @@ def _groups(graph: EditedGraph, layers: Mapping[str, LayerSpec], statistics: Sta
         found = statistics.tensor(graph.name, given.name)
         if found is not None and found.channels == described.shape[0]:
             members.setdefault(given.name, (given, [], found))[1].append(described)
-    return [Group(value, nodes, found) for value, nodes, found in members.values()]
+    groups = [Group(value, nodes, found) for value, nodes, found in members.values()]
+    return list(itertools.compress(groups, graph.with_weights_of_their_own(group.nodes for group in groups)))
 
 
 def _balance_group(graph: EditedGraph, group: Group, layers: Mapping[str, LayerSpec]) -> Balanced:

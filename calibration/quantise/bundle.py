@@ -156,7 +156,9 @@ def _write_graph(
 ) -> tuple[list[GraphSpec], GraphNotes]:
     specs = [spec for spec in bundle.manifest.graphs if spec.name == name]
     choice: CpuChoice | None = None
-    if statistics is not None and has_int8(layers) and len(specs) == 1:
+    # A decoder's `ort` flavour has a cache of another form, so a portable one that is alone stays alone.
+    is_decoder = any(tensor.name == "logits_at" for tensor in specs[0].inputs)
+    if statistics is not None and has_int8(layers) and len(specs) == 1 and not is_decoder:
         choice = _cpu_choice(bundle, specs[0], layers, config, statistics)
         specs.append(dataclasses.replace(specs[0], flavour="ort", path=f"graphs/{name}.ort.onnx"))
     graph = _open(bundle, name, choice is not None)

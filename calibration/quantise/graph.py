@@ -7,7 +7,7 @@ file. Does not decide precisions (see `quantise.plan`) and does not round (see `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -56,6 +56,16 @@ class EditedGraph:
                 if described is not None and described.weight in self.sources:
                     found.setdefault(described.path, described)
         return tuple(found.values())
+
+    def with_weights_of_their_own(self, groups: Iterable[Sequence[WeightedNode]]) -> list[bool]:
+        """For each group of nodes whether nobody else reads their weights, which may then be changed for these alone.
+
+        A frame step reads the same matrices once for each channel.
+        """
+        readers: dict[str, set[str]] = {}
+        for node in self.weighted_nodes():
+            readers.setdefault(node.weight, set()).add(node.path)
+        return [all(readers[node.weight] <= {each.path for each in nodes} for node in nodes) for nodes in groups]
 
     def drop_unused(self) -> None:
         """Forget initialisers that no node of a flavour reads any more."""

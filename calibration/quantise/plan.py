@@ -67,13 +67,18 @@ class Rule:
 # What design.md 4.2 computes in FP32 whatever the precision. Rotary tables are angles, not weights. The embedding of
 # time keeps FP32 activations and arithmetic, but its weights may be stored as INT8: in a diffusion transformer of 4
 # layers that costs 0.05 to 0.25 dB of 33.5 and takes the size from 0.35 to 0.25 of FP32 (at 4 bits: none of 13.3 dB).
-# A codec's quantiser stays as it is: its search for the nearest entry takes another one for the least error.
+# A codec's quantiser stays as it is: its search for the nearest entry takes another one for the least error. The gate
+# of a frame step decides by two rows when speech ends.
 ISLANDS: tuple[Rule, ...] = (
     Rule("*/rotary/*", "fp32"),
     Rule("*/to_timestep_embed/*", "int8-weight"),
     Rule("*global_cond_embedder/*", "int8-weight"),
     Rule("codec_*:/quantizer/*", "fp32"),
+    Rule("local_frame:/gate/*", "fp32"),
 )
+
+ANGLES = "rotary.*"
+"""Weights that are tables of angles, whichever module reads them."""
 
 # Four bits are too few for what is not a matrix product: convolutions have few weights for each output, tables are read
 # row by row; no runtime has kernels for either.
@@ -132,6 +137,8 @@ def _precision(graph: str, node: WeightedNode, base: LayerPrecision, rules: Sequ
         _check_possible(graph, node, given[-1])
         return given[-1]
     island = next((rule.precision for rule in ISLANDS if rule.matches(graph, node.path)), None)
+    if fnmatch.fnmatchcase(node.weight, ANGLES):
+        island = "fp32"
     if island is not None:
         return node.stored if "fp32" in (island, base) else island
     wanted = _BY_OPERATOR.get(base, {}).get(node.operator, base)

@@ -13,6 +13,7 @@ put the missing one between DequantizeLinear and the layer.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -92,7 +93,7 @@ def quantise_activations(
     ranges = {value.name: activation_range(Histogram.of(found), config.ranges) for value, found, _ in inputs.values()}
     smoothed: list[Smoothing] = []
     if config.smooth:
-        for group in _groups(inputs):
+        for group in _groups(graph, inputs):
             smoothed.append(smooth_group(graph, group, config.ranges))
             ranges[group.value.name] = smoothed[-1].range
     outputs = _result_ranges(graph, inputs, statistics, config)
@@ -126,16 +127,17 @@ def _activations(graph: EditedGraph, layers: Mapping[str, LayerSpec], statistics
     return found
 
 
-def _groups(inputs: Mapping[str, _Input]) -> list[Group]:
-    """Matrix products by what they read, where nothing else reads it as integers."""
+def _groups(graph: EditedGraph, inputs: Mapping[str, _Input]) -> list[Group]:
+    """Matrix products by what they read, where nothing else reads it as integers, and with weights of their own."""
     groups: dict[str, list[_Input]] = {}
     for given in inputs.values():
         groups.setdefault(str(given[0].name), []).append(given)
-    return [
+    found = [
         Group(members[0][0], [node for _, _, node in members], members[0][1])
         for members in groups.values()
         if all(node.operator == "MatMul" for _, _, node in members)
     ]
+    return list(itertools.compress(found, graph.with_weights_of_their_own(group.nodes for group in found)))
 
 
 def _result_ranges(

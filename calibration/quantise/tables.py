@@ -103,6 +103,7 @@ def store_table(graph: EditedGraph, model: ir.Model, node: ir.Node, found: Weigh
     gather = picked.producer()
     if gather is not None:
         gather.name = found.path  # the layer keeps its name in reports and rules
+        picked.name = f"{found.path}.words:0"  # the next table of this module takes the number that is free again
 
 
 def _initialisers(graph: EditedGraph, model: ir.Model, found: WeightedNode) -> tuple[ir.Value, ir.Value]:
