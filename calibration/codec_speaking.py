@@ -50,7 +50,7 @@ class ObservedCodec:
         return self._voice.default_config
 
     @property
-    def stream_window_s(self) -> float:
+    def stream_window_s(self) -> float | None:
         """The largest piece of a stream."""
         return PIECES[-1] / self._codec.frame_rate
 
@@ -78,6 +78,10 @@ class ObservedCodec:
             parts = [stream.feed(codes[:, start:stop]) for start, stop in itertools.pairwise(edges)]
         samples: Samples = np.concatenate(parts)
         return samples
+
+    def exercise(self, utterance: Utterance) -> Samples:
+        """Hear and say it; see `speaking.ObservedSystem.exercise`."""
+        return np.concatenate([piece.samples for piece in self.utter(utterance, Stopwatch())])
 
     def add_unheard(self, samples: Samples, recording: Recording) -> None:
         """Nothing: both graphs were called."""

@@ -37,7 +37,7 @@ from voxedge.engines.memory import give_back_memory
 from voxedge.engines.ort import load_onnxruntime
 from voxedge.engines.records import to_dict
 from voxedge.runtime.config import SynthesisConfig
-from voxedge.runtime.systems.base import Stopwatch, Utterance
+from voxedge.runtime.systems.base import Utterance
 from voxedge.runtime.text import split_text
 
 Progress = Callable[[str, int, int], None]
@@ -159,9 +159,9 @@ def _say(bundle: Bundle, loader: WatchingLoader, line: Line, number: int, config
         first = Utterance(line.text, _shortened(system.default_config, config), seed, line.description)
         for index, text in enumerate(split_text(line.text, *system.budget(first))):
             utterance = dataclasses.replace(first, text=text, index=index)
-            pieces = list(system.utter(utterance, Stopwatch()))
+            samples = system.exercise(utterance)
             unheard = Recording(limit=0)  # nothing of what was watched already
-            system.add_unheard(np.concatenate([piece.samples for piece in pieces]), unheard)
+            system.add_unheard(samples, unheard)
             for name in dict.fromkeys(spec.name for spec in bundle.manifest.graphs):
                 for feeds in unheard.calls(name):
                     loader.load(name).run(feeds)

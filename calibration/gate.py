@@ -38,6 +38,7 @@ _INT8 = Gate(
     max_silence_increase=0.05,
     max_clipped_fraction=0.01,
     max_word_error_increase=0.1,
+    min_code_agreement=0.5,
 )
 
 GATES: Mapping[str, Gate] = {
@@ -55,6 +56,7 @@ GATES: Mapping[str, Gate] = {
         max_silence_increase=0.01,
         max_clipped_fraction=0.01,
         max_word_error_increase=0.05,
+        min_code_agreement=0.99,
     ),
     # 30 dB is an error of 3 % of the signal, 6 dB below the worst measured graph. Two flavours err independently, so
     # between them it may be twice the power: 3 dB less. Among near-equal logits of an untrained model 36 of 37 tokens
@@ -73,6 +75,7 @@ GATES: Mapping[str, Gate] = {
         max_silence_increase=0.05,
         max_clipped_fraction=0.01,
         max_word_error_increase=0.1,
+        min_code_agreement=0.9,
     ),
     # One scale for each output channel: 34 dB for the experts, 24 dB for the diffusion network and 18 dB for the
     # vocoder's quietest call of the demo voice; 15 dB for the encoder of the random model. 12 dB is half the power
@@ -92,6 +95,7 @@ GATES: Mapping[str, Gate] = {
         max_silence_increase=0.05,
         max_clipped_fraction=0.01,
         max_word_error_increase=0.1,
+        min_code_agreement=0.5,
     ),
     "int8": _INT8,
     # Blocks of 64: 15 and 18 dB for the experts, 11 dB for the diffusion network of the demo voice; 81 % of the
@@ -109,6 +113,7 @@ GATES: Mapping[str, Gate] = {
         max_silence_increase=0.05,
         max_clipped_fraction=0.01,
         max_word_error_increase=0.1,
+        min_code_agreement=0.3,
     ),
     # By hand it may hold anything; a search writes its own target into the manifest. With INT8 activations in the
     # vocoder mel spectra differ by 1.2 dB at any target, in quiet frames, and no more words are wrong: INT8's limits.
@@ -140,6 +145,7 @@ _FIGURES: Mapping[str, _Figure] = {
     "max_silence_increase": _Figure("silent frames more than in the reference's speech", "%"),
     "max_clipped_fraction": _Figure("samples beyond full scale more than in the reference's speech", "%"),
     "max_word_error_increase": _Figure("words wrong more than in the reference's speech", "%"),
+    "min_code_agreement": _Figure("codes that are the same", "%"),
 }
 
 
@@ -157,12 +163,21 @@ def gate_of(precisions: Iterable[str], gates: Mapping[str, Gate]) -> Gate:
 
 
 def graph_checks(graph: GraphReport, gate: Gate) -> list[Check]:
-    """The signal-to-noise ratio of one graph's worst output; nothing where it was not compared."""
-    if graph.against is None or graph.worst is None or graph.broken:
+    """Signal to noise of one graph's worst output, and how many codes agree; nothing where it was not compared."""
+    if graph.against is None or graph.broken:
+        return []
+    agreement = graph.code_agreement
+    codes = [] if agreement is None else _check(gate, "min_code_agreement", _label(graph), agreement)
+    return [*_snr_checks(graph, gate), *codes]
+
+
+def _snr_checks(graph: GraphReport, gate: Gate) -> list[Check]:
+    if graph.worst is None:
         return []
     name = "min_graph_snr_db" if graph.against == "reference" else "min_flavour_snr_db"
     limit = getattr(gate, name)
-    low = sorted((item for item in graph.outputs if item.snr_db < (limit or 0.0)), key=lambda item: item.snr_db)
+    measured = [item for item in graph.outputs if item.agreement is None]
+    low = sorted((item for item in measured if item.snr_db < (limit or 0.0)), key=lambda item: item.snr_db)
     more = f"; {len(low)} of {len(graph.outputs)} outputs are below, the worst are {_some([i.name for i in low])}"
     return _check(gate, name, _label(graph), graph.worst.snr_db, more if low else "")
 

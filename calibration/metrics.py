@@ -37,6 +37,9 @@ class TensorDifference:
     """Largest absolute error among finite values; lower is better."""
     finite: float
     """Share of values that are numbers, 0 .. 1; anything below 1 is broken."""
+    agreement: float | None = None
+    """Share of equal values, 0 .. 1, where they are whole numbers: codes are names, and the power of the difference of
+    two names says nothing."""
 
 
 def compare(name: str, reference: Array, test: Array) -> TensorDifference:
@@ -49,10 +52,15 @@ def compare(name: str, reference: Array, test: Array) -> TensorDifference:
 
     Example:
         >>> compare("y", np.array([0.0, 10.0]), np.array([0.0, 9.0]))
-        TensorDifference(name='y', snr_db=20.0, cosine=1.0, max_error=1.0, finite=1.0)
+        TensorDifference(name='y', snr_db=20.0, cosine=1.0, max_error=1.0, finite=1.0, agreement=None)
     """
     return TensorDifference(
-        name, snr_db(reference, test), cosine(reference, test), max_error(reference, test), finite_share(test)
+        name,
+        snr_db(reference, test),
+        cosine(reference, test),
+        max_error(reference, test),
+        finite_share(test),
+        equal_share(reference, test) if np.issubdtype(reference.dtype, np.integer) else None,
     )
 
 
@@ -65,6 +73,7 @@ def worst(differences: Iterable[TensorDifference]) -> TensorDifference:
         min(difference.cosine for difference in found),
         max(difference.max_error for difference in found),
         min(difference.finite for difference in found),
+        min(shares) if (shares := [item.agreement for item in found if item.agreement is not None]) else None,
     )
 
 
@@ -119,6 +128,16 @@ def finite_share(test: Array) -> float:
         0.5
     """
     return float(np.isfinite(test).mean()) if test.size else 1.0
+
+
+def equal_share(reference: Array, test: Array) -> float:
+    """Share of values that are the same; 1 for empty arrays.
+
+    Example:
+        >>> equal_share(np.array([3, 1, 4, 1]), np.array([3, 1, 4, 2]))
+        0.75
+    """
+    return float((reference == test).mean()) if reference.size else 1.0
 
 
 def log_spectral_distance_db(reference: Array, test: Array) -> float:

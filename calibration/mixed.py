@@ -34,6 +34,8 @@ class MixedConfig:
 
     probes: Sequence[Probe] | None = None
     """What is said to record activations, and to verify; None for what suits the voice."""
+    codec: Path | None = None
+    """Bundle of the codec, for a system without one of its own; None for the one beside it."""
     rounds: int = 3
     """How often more is kept higher because the speech, not a graph, was not good enough."""
 
@@ -86,7 +88,7 @@ def quantise_mixed(
         raise InputError(f"{source}: expected an FP32 bundle to search with, found {', '.join(coarse)}")
     recording = Recording()
     probes = probes_for(bundle.manifest.words) if mixed.probes is None else mixed.probes
-    speak_reference(bundle, probes, recording, progress)
+    speak_reference(bundle, probes, recording, progress, mixed.codec)
     search = PrecisionSearch(bundle, config, statistics, recording)
     target = config.min_snr_db
     for number in range(mixed.rounds):
@@ -94,7 +96,7 @@ def quantise_mixed(
         chosen = dataclasses.replace(found.config, overwrite=config.overwrite or number > 0)
         reports = {SENSITIVITY_REPORT: dump_sensitivity(found.sensitivity)}
         quantised = quantise_bundle(source, output, chosen, statistics, progress, reports)
-        verification = verify(output, source, progress, VerifyConfig(probes=probes))
+        verification = verify(output, source, progress, VerifyConfig(probes=probes, codec=mixed.codec))
         record(verification)
         if verification.report.passed:
             break
@@ -108,8 +110,9 @@ def quantise_as_asked(
     config: QuantiseConfig,
     statistics: Statistics | None = None,
     on_progress: Progress | None = None,
+    codec: Path | None = None,
 ) -> Bundle:
     """Search where there is something to reach, else round at once; arguments and errors as for `quantise_mixed`."""
     if config.min_snr_db is None:
         return quantise_bundle(source, output, config, statistics, on_progress)
-    return quantise_mixed(source, output, config, statistics, None, on_progress).bundle
+    return quantise_mixed(source, output, config, statistics, MixedConfig(codec=codec), on_progress).bundle

@@ -7,7 +7,8 @@ Engines stay as they are: they and their bindings are wrapped. Works on the CPU,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy.typing as npt
 
@@ -44,6 +45,10 @@ class Recording:
         for graph, calls in other._calls.items():
             self._calls.setdefault(graph, []).extend(calls)
 
+    def change(self, graph: str, change: Callable[[Feeds], Feeds]) -> None:
+        """Put other calls of a graph in the place of those that were kept."""
+        self._calls[graph] = [change(feeds) for feeds in self.calls(graph)]
+
     def wants(self, graph: str) -> bool:
         """Count a call of a graph and say whether to keep it."""
         number = self._seen.get(graph, 0)
@@ -57,13 +62,18 @@ class RecordingLoader(GraphLoader):
     recording: Recording
     """Where to; another one may be put in its place before a graph is loaded again."""
 
-    def __init__(self, bundle: Bundle, recording: Recording) -> None:
+    def __init__(self, bundle: Bundle, recording: Recording, codec: Path | None = None) -> None:
         """Prepare to run on the CPU.
+
+        Args:
+            bundle: Whose graphs are recorded.
+            recording: Where to.
+            codec: Bundle of the codec, for a system without one of its own; None for the one beside it.
 
         Raises:
             BackendUnavailableError: ONNX Runtime is not installed.
         """
-        super().__init__(bundle, LoadOptions(backend="cpu"))
+        super().__init__(bundle, LoadOptions(backend="cpu", codec=codec))
         self.recording = recording
 
     def load(self, name: str) -> Engine:

@@ -32,8 +32,9 @@ def portable_feeds(spec: GraphSpec, given: Feeds) -> dict[str, Array]:
     """
     if not _in_place(spec):
         return {name: np.array(array, order="C") for name, array in given.items()}
-    past = int(given["total"][0]) - given["ids"].shape[1]
-    feeds = {name: np.array(given[name], order="C") for name in ("ids", "logits_at")}
+    rows = spec.inputs[0].name  # ids, or their embeddings
+    past = int(given["total"][0]) - given[rows].shape[1]
+    feeds = {name: np.array(given[name], order="C") for name in (rows, "logits_at")}
     for name, array in given.items():
         if name.startswith(PAST):  # [B, G, M, D] to [P, B, G, D]
             feeds[name] = np.array(array[:, :, :past].transpose(2, 0, 1, 3), order="C")
@@ -86,16 +87,22 @@ def _replay_in_place(engine: Engine, feeds: Feeds) -> dict[str, Array]:
     """The call that `runtime.decoder` would make: caches bound as input and output at once."""
     spec = engine.spec
     caches = {tensor.name: tensor for tensor in spec.inputs if tensor.name.startswith(PAST)}
-    _check_names(spec, ["ids", "logits_at", *caches], feeds)
-    new = feeds["ids"].shape[1]
+    rows = spec.inputs[0].name  # ids, or their embeddings
+    _check_names(spec, [rows, "logits_at", *caches], feeds)
+    new = feeds[rows].shape[1]
     past = len(feeds[next(iter(caches))])
-    dims = {"batch": len(feeds["ids"]), "capacity": _capacity(spec, past + new)}
+    dims = {"batch": len(feeds[rows]), "capacity": _capacity(spec, past + new)}
+    heads = {
+        tensor.name: np.zeros(tensor.sizes(dims), tensor.dtype)
+        for tensor in spec.outputs
+        if not tensor.name.startswith(_PRESENT)
+    }
     arrays = {
-        "ids": feeds["ids"],
+        rows: _cast(feeds[rows], spec.inputs[0].dtype),
         "logits_at": feeds["logits_at"],
         "lengths": np.full(dims["batch"], past + new - 1, np.int32),
         "total": np.array([past + new], np.int32),
-        "logits": np.zeros(spec.output("logits").sizes(dims), spec.output("logits").dtype),
+        **heads,
     }
     for name, tensor in caches.items():
         cache = np.zeros(tensor.sizes(dims), tensor.dtype)  # [B, G, M, D]
@@ -105,8 +112,8 @@ def _replay_in_place(engine: Engine, feeds: Feeds) -> dict[str, Array]:
     for name, array in arrays.items():
         binding.bind(name, Buffer.of(array))
     binding.run()
-    rows = {name.removeprefix(PAST): arrays[name][:, :, past : past + new].transpose(2, 0, 1, 3) for name in caches}
-    return {"logits": arrays["logits"], **{NEW + leaf: array for leaf, array in rows.items()}}
+    kept = {name.removeprefix(PAST): arrays[name][:, :, past : past + new].transpose(2, 0, 1, 3) for name in caches}
+    return {**heads, **{NEW + leaf: array for leaf, array in kept.items()}}
 
 
 def _capacity(spec: GraphSpec, needed: int) -> int:

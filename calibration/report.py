@@ -44,8 +44,14 @@ class GraphReport:
 
     @property
     def worst(self) -> TensorDifference | None:
-        """The output with the lowest signal-to-noise ratio."""
-        return min(self.outputs, key=lambda output: output.snr_db) if self.outputs else None
+        """The output with the lowest signal-to-noise ratio; codes have none, and None where there is nothing else."""
+        measured = [output for output in self.outputs if output.agreement is None]
+        return min(measured, key=lambda output: output.snr_db) if measured else None
+
+    @property
+    def code_agreement(self) -> float | None:
+        """Share of equal values at the worst output of whole numbers; None where there is none."""
+        return min((item.agreement for item in self.outputs if item.agreement is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,10 @@ from voxedge.calibration import metrics
 from voxedge.calibration.backends import Outputs, run_calls
 from voxedge.calibration.replay import Feeds
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, ConfigError, InferenceError
+from voxedge.engines.errors import ConfigError, InferenceError
 from voxedge.engines.files import read_json
 from voxedge.engines.manifest import GraphSpec, LayerPrecision
-from voxedge.engines.records import from_dict, to_dict
+from voxedge.engines.records import from_bundle, to_dict
 
 SENSITIVITY_REPORT = "reports/sensitivity.json"
 """Where a bundle of mixed precision keeps what its map was chosen by."""
@@ -189,10 +189,7 @@ def read_sensitivity(bundle: Bundle) -> Sensitivity | None:
     if SENSITIVITY_REPORT not in bundle.manifest.files:
         return None
     data = read_json(bundle.path(SENSITIVITY_REPORT), _MAX_REPORT_BYTES)
-    try:
-        return from_dict(Sensitivity, data, SENSITIVITY_REPORT)
-    except ConfigError as error:
-        raise BundleError(str(error)) from error
+    return from_bundle(Sensitivity, data, SENSITIVITY_REPORT)
 
 
 def kept_layers(found: Sensitivity) -> Iterator[tuple[str, UnitSensitivity]]:

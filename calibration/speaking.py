@@ -9,20 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from voxedge.calibration.codec_speaking import ObservedCodec
-from voxedge.calibration.draws import Draws
+from voxedge.calibration.draws import Draws, WatchedSampler
+from voxedge.calibration.moss_speaking import ObservedMoss
 from voxedge.calibration.recogniser import words_of
 from voxedge.calibration.recording import Recording, RecordingLoader
 from voxedge.calibration.replay import PAST, Feeds
 from voxedge.calibration.sets import load_set, set_names
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, InferenceError
+from voxedge.engines.errors import BundleError
 from voxedge.engines.loader import GraphLoader
 from voxedge.runtime.audio import FinishReason
 from voxedge.runtime.codec_settings import SYSTEM as CODEC
@@ -32,6 +33,7 @@ from voxedge.runtime.sampling import Logits, Sampler
 from voxedge.runtime.systems.base import Samples, Stopwatch, System, Utterance
 from voxedge.runtime.systems.moe_tts import MoeTts
 from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
+from voxedge.runtime.systems.moss_settings import SYSTEM as MOSS_TTS
 
 ENCODER = "vae_encoder"
 
@@ -73,8 +75,8 @@ class Spoken:
     """In Hz."""
     drawn: tuple[int, ...]
     """Everything that was drawn, an end token included."""
-    logits: npt.NDArray[np.float32]
-    """[n, C], the logits of each draw."""
+    logits: tuple[Logits, ...]
+    """Of each draw; how many, may change from draw to draw."""
     finish_reason: FinishReason
     """`length` where the cap was hit."""
 
@@ -84,35 +86,15 @@ class Spoken:
         return len(self.samples) / self.sample_rate
 
 
-class WatchedSampler(Sampler):
-    """A sampler that keeps what it sees, and gives prescribed tokens where there are some."""
-
-    def __init__(self, sampler: Sampler, draws: Draws) -> None:
-        """Take the place of a sampler that has not drawn yet."""
-        self.__dict__.update(vars(sampler))
-        self._draws = draws
-
-    def next(self, logits: Logits, banned: Sequence[int] = ()) -> int:
-        """Draw, or follow; see `Sampler.next`."""
-        draws = self._draws
-        draws.logits.append(logits.copy())
-        if draws.forced is None:
-            token = super().next(logits, banned)
-        elif len(draws.drawn) < len(draws.forced):
-            token = draws.forced[len(draws.drawn)]
-            self._record(token)
-        else:
-            raise InferenceError(f"expected the speech to end after {len(draws.forced)} tokens, it goes on")
-        draws.drawn.append(token)
-        return token
-
-
 class ObservedSystem(System, Protocol):
     """A system whose draws are kept."""
 
     @property
     def draws(self) -> Draws:
         """Of the utterance that is being spoken."""
+
+    def exercise(self, utterance: Utterance) -> Samples:
+        """Let every graph of the bundle work as in speech; gives the sound [T, channels] where the bundle makes it."""
 
     def add_unheard(self, samples: Samples, recording: Recording) -> None:
         """Record calls that this utterance did not need and others may, made from what was spoken."""
@@ -127,6 +109,10 @@ class ObservedMoeTts(MoeTts):
 
     def _sampler(self, utterance: Utterance) -> Sampler:
         return WatchedSampler(super()._sampler(utterance), self.draws)
+
+    def exercise(self, utterance: Utterance) -> Samples:
+        """Speak; see `ObservedSystem.exercise`."""
+        return np.concatenate([piece.samples for piece in self.utter(utterance, Stopwatch())])
 
     def add_unheard(self, samples: Samples, recording: Recording) -> None:
         """Record the encoder hearing the speech, and the speech expert reading its own tokens as a speech prompt."""
@@ -156,6 +142,7 @@ def joined_steps(first: Feeds, last: Feeds, drawn: Sequence[int]) -> Feeds:
 
 OBSERVED: Mapping[str, Callable[[Bundle, GraphLoader, Sequence[int] | None], ObservedSystem]] = {
     MOE_TTS: ObservedMoeTts,
+    MOSS_TTS: ObservedMoss,
     CODEC: ObservedCodec,
 }
 
@@ -179,14 +166,18 @@ class Speaker:
         ...     spoken = speaker.speak(Probe())
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, codec: Path | None = None) -> None:
         """Prepare to run on the CPU; graphs are loaded when they are first needed.
+
+        Args:
+            bundle: What speaks.
+            codec: Bundle of its codec, for a system without one of its own; None for the one beside it.
 
         Raises:
             BackendUnavailableError: ONNX Runtime is not installed.
         """
         self._bundle = bundle
-        self._loader = RecordingLoader(bundle, Recording(limit=0))
+        self._loader = RecordingLoader(bundle, Recording(limit=0), codec)
 
     def __enter__(self) -> Speaker:
         return self
@@ -206,6 +197,7 @@ class Speaker:
 
         Raises:
             BundleError: The bundle is damaged, incomplete or of an unknown system.
+            MissingResourceError: Its codec was not found.
             InferenceError: A graph failed, or gave values that nothing can be drawn from.
         """
         recording = Recording(limit=0) if recording is None else recording
@@ -217,9 +209,8 @@ class Speaker:
         samples = np.concatenate([piece.samples for piece in pieces])
         system.add_unheard(np.nan_to_num(samples), recording)
         draws = system.draws
-        logits = np.stack(draws.logits)  # [n, C]
         reason = pieces[-1].finish_reason or "stop"
-        return Spoken(samples, system.sample_rate, tuple(draws.drawn), logits, reason)
+        return Spoken(samples, system.sample_rate, tuple(draws.drawn), tuple(draws.logits), reason)
 
 
 def speak(

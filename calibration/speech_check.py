@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -78,6 +79,8 @@ class SpeechPlan:
     """Limits."""
     recogniser: Recogniser | None = None
     """Who listens; None for nobody."""
+    codec: Path | None = None
+    """Bundle of the codec, for a system without one of its own; None for the one beside it."""
 
 
 def check_speech(
@@ -97,9 +100,11 @@ def check_speech(
         BackendUnavailableError: ONNX Runtime is not installed.
     """
     findings = SpeechFindings()
-    expected = None if reference is None else speak_reference(reference, plan.probes, recording, on_progress)
+    expected = (
+        None if reference is None else speak_reference(reference, plan.probes, recording, on_progress, plan.codec)
+    )
     try:
-        with Speaker(bundle) as speaker:
+        with Speaker(bundle, plan.codec) as speaker:
             for place, probe in enumerate(plan.probes):
                 on_progress("speaking", place, len(plan.probes))
                 if expected is None:
@@ -154,26 +159,26 @@ def difference(expected: Spoken, spoken: Spoken, follower: Spoken) -> SpeechDiff
     Raises:
         InferenceError: A sample is NaN or infinite.
     """
-    clipped = check_audio(other := follower.samples).clipped_fraction - check_audio(expected.samples).clipped_fraction
+    clipped = check_audio(played := follower.samples).clipped_fraction - check_audio(expected.samples).clipped_fraction
     rate, true = expected.sample_rate, expected.samples
     divergence = first_divergence(expected.drawn, spoken.drawn)
-    agreeing = expected.logits.argmax(axis=1) == follower.logits.argmax(axis=1)  # [n]
-    mel, pitch = mel_distance(true, other, rate), pitch_difference(true, other, rate)
+    pairs = list(zip(expected.logits, follower.logits, strict=True))
+    mel, pitch = mel_distance(true, played, rate), pitch_difference(true, played, rate)
     return SpeechDifference(
         tokens_equal=divergence is None,
         first_divergence=divergence,
         draws=len(expected.drawn),
-        token_agreement=float(np.mean(agreeing)),
-        logits_snr_db=metrics.snr_db(expected.logits, follower.logits),
-        waveform_snr_db=metrics.snr_db(true, other),
+        token_agreement=float(np.mean([one.argmax() == other.argmax() for one, other in pairs])),
+        logits_snr_db=metrics.snr_db(np.concatenate(expected.logits), np.concatenate(follower.logits)),
+        waveform_snr_db=metrics.snr_db(true, played),
         mel_distance_db=mel.l1_db,
         mel_distance_l2_db=mel.l2_db,
-        log_spectral_distance_db=metrics.log_spectral_distance_db(true, other),
-        loudness_difference_lu=loudness_lufs(other, rate) - loudness_lufs(true, rate),
+        log_spectral_distance_db=metrics.log_spectral_distance_db(true, played),
+        loudness_difference_lu=loudness_lufs(played, rate) - loudness_lufs(true, rate),
         pitch_error_cents=pitch.error_cents,
         voicing_agreement=pitch.voicing_agreement,
         voiced_fraction=pitch.voiced_fraction,
-        silence_increase=silent_fraction(other, rate) - silent_fraction(true, rate),
+        silence_increase=silent_fraction(played, rate) - silent_fraction(true, rate),
         clipping_increase=clipped,
         duration_difference_s=spoken.duration_s - expected.duration_s,
     )
@@ -203,7 +208,11 @@ def _recorded(recording: Recording, place: int) -> Iterator[Recording]:
 
 
 def speak_reference(
-    reference: Bundle, probes: Sequence[Probe], recording: Recording, on_progress: Progress
+    reference: Bundle,
+    probes: Sequence[Probe],
+    recording: Recording,
+    on_progress: Progress,
+    codec: Path | None = None,
 ) -> list[Spoken]:
     """Let a bundle say all probes and record its graphs.
 
@@ -212,7 +221,7 @@ def speak_reference(
     """
     found = []
     try:
-        with Speaker(reference) as speaker:
+        with Speaker(reference, codec) as speaker:
             for place, probe in enumerate(probes):
                 on_progress("speaking with the reference", place, len(probes))
                 with _recorded(recording, place) as part:

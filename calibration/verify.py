@@ -51,6 +51,8 @@ class VerifyConfig:
     """Limits by precision; the manifest's own go before them."""
     recogniser: Recogniser | None = None
     """Who listens; None for nobody."""
+    codec: Path | None = None
+    """Bundle of the codec, for a system without one of its own; None for the one beside it."""
     backend: Backend = "cpu"
     """Where the graphs are run; the speech that they are recorded from is the CPU's."""
 
@@ -115,7 +117,7 @@ def verify(
         GraphRunner(bundle, config.backend).close()  # what is missing is said before anything takes time
         notes.append(f"the graphs were run on {config.backend}, beside the CPU; the speech is the CPU's")
     recording = Recording()
-    speech = check_speech(bundle, base, SpeechPlan(probes, gate, config.recogniser), recording, progress)
+    speech = check_speech(bundle, base, SpeechPlan(probes, gate, config.recogniser, config.codec), recording, progress)
     graphs, failures = check_graphs(bundle, base, recording, progress, config.backend)
     checks = [check for graph in graphs for check in graph_checks(graph, own.over(config.gates[graph.precision]))]
     checks += speech.checks

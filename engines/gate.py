@@ -37,9 +37,12 @@ class Gate:
     """Samples beyond full scale that the reference's speech does not have, as a share, 0 .. 1."""
     max_word_error_increase: float | None = None
     """Word error rate beyond the reference's, each with its own tokens; 0.1 is one word in ten."""
+    min_code_agreement: float | None = None
+    """Share of equal values at every output of whole numbers, such as a codec's codes, 0 .. 1."""
 
     def __post_init__(self) -> None:
-        for name in ("min_token_agreement", "min_voicing_agreement", "max_silence_increase", "max_clipped_fraction"):
+        shares = ("min_token_agreement", "min_voicing_agreement", "max_silence_increase", "max_clipped_fraction")
+        for name in (*shares, "min_code_agreement"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value <= 1.0:
                 raise ConfigError(f"gate.{name}: expected a share of 0 .. 1, found {value:g}")

@@ -16,7 +16,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from voxedge.engines.errors import ConfigError
+from voxedge.engines.errors import BundleError, ConfigError
 
 T = TypeVar("T")
 
@@ -24,6 +24,18 @@ TINY, LARGEST = 1e-9, 1e9
 """What stands for `above 0`, and what no figure of a voice comes near."""
 
 _ACCEPTED: Mapping[type, tuple[type, ...]] = {float: (int, float)}
+
+
+def from_bundle(kind: type[T], data: object, where: str) -> T:
+    """`from_dict` of what a bundle holds.
+
+    Raises:
+        BundleError: A key is unknown or missing, or a value has the wrong type or is out of its range.
+    """
+    try:
+        return from_dict(kind, data, where)
+    except ConfigError as error:
+        raise BundleError(str(error)) from error
 
 
 def from_dict(kind: type[T], data: object, where: str) -> T:

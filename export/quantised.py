@@ -31,6 +31,7 @@ def export_calibrated(
     quantise: QuantiseConfig,
     calibration_set: CalibrationSet,
     on_progress: ProgressCallback | None = None,
+    codec: Path | None = None,
 ) -> Bundle:
     """Export at FP32 beside the target, collect statistics, quantise.
 
@@ -41,6 +42,7 @@ def export_calibrated(
         quantise: Options of the quantisation.
         calibration_set: What the FP32 bundle says.
         on_progress: Told about all three steps.
+        codec: Bundle of the codec, where mixed precision is looked for and the system has none of its own.
 
     Raises:
         ConfigError: Activations are to be FP16, and more than the rounding of weights depends on them.
@@ -65,7 +67,7 @@ def export_calibrated(
             spoken, bundle = bundle, export_checkpoint(checkpoint, Path(folder) / "half", half, report)
             statistics = statistics_for(bundle, statistics, spoken)
         return quantise_as_asked(
-            bundle.root, output, dataclasses.replace(quantise, overwrite=config.overwrite), statistics, report
+            bundle.root, output, dataclasses.replace(quantise, overwrite=config.overwrite), statistics, report, codec
         )
 
 

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from voxedge.engines.backend import Engine
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, ConfigError, InputError
+from voxedge.engines.errors import BundleError, InputError
 from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions
-from voxedge.engines.records import from_dict
+from voxedge.engines.records import from_bundle
 from voxedge.runtime.codec_settings import DECODER, ENCODER, CodecSettings
 from voxedge.runtime.codec_streams import Codes, DecodeStream, EncodeStream, Samples, check_codes
 
@@ -56,10 +56,7 @@ class Codec:
                 f"{bundle.root}: expected a bundle with a codec, found {bundle.manifest.system!r} without one; "
                 "export the codec's checkpoint with `voxedge export` and name its bundle"
             )
-        try:
-            settings = from_dict(CodecSettings, given, "voxedge.json: settings.codec")
-        except ConfigError as error:
-            raise BundleError(str(error)) from error
+        settings = from_bundle(CodecSettings, given, "voxedge.json: settings.codec")
         loader.require(DECODER)
         return cls(settings, loader.load)
 

@@ -102,7 +102,15 @@ def _export(arguments: argparse.Namespace, config: ExportConfig, progress: Progr
     calibration_set = load_set(arguments.calibrate or "default")
     if calibration_set.warning is not None:
         console.warn(calibration_set.warning)
-    return export_calibrated(arguments.checkpoint, arguments.output, config, config.quantise, calibration_set, progress)
+    return export_calibrated(
+        arguments.checkpoint,
+        arguments.output,
+        config,
+        config.quantise,
+        calibration_set,
+        progress,
+        arguments.codec,
+    )
 
 
 def _needs_speech(arguments: argparse.Namespace, quantise: QuantiseConfig) -> bool:

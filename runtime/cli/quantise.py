@@ -16,6 +16,7 @@ from voxedge.engines.errors import QualityError
 from voxedge.engines.files import format_bytes
 from voxedge.runtime.cli.common import Verbs, needs_extra, number
 from voxedge.runtime.cli.console import Console, table
+from voxedge.runtime.cli.synthesis import add_codec_flag
 
 if TYPE_CHECKING:
     from voxedge.calibration.quantise.config import QuantiseConfig
@@ -44,6 +45,7 @@ def add(verbs: Verbs) -> None:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that a quantisation has besides its precision."""
     group = parser.add_argument_group("quantisation")
+    add_codec_flag(group)
     group.add_argument("--statistics", type=Path, metavar="FILE", help="of `voxedge calibrate`, for int8 and AWQ")
     group.add_argument("--block", type=int, metavar="N", help="input channels that share a scale: 16, 32, 64, 128, 256")
     group.add_argument("--ranges", choices=("minmax", "percentile", "entropy", "mse"), default="mse", help="of int8")
@@ -86,7 +88,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     config = config_of(arguments, arguments.precision)
     with console.progress() as progress, needs_extra("export"):
         statistics = statistics_of(arguments)
-        bundle = quantise_as_asked(arguments.bundle, arguments.output, config, statistics, progress)
+        bundle = quantise_as_asked(arguments.bundle, arguments.output, config, statistics, progress, arguments.codec)
     source = Bundle.open(arguments.bundle)
     rows = _rows(bundle, source)
     data = {"bundle": str(bundle.root), "precision": config.precision, "graphs": rows}

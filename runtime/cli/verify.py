@@ -17,6 +17,7 @@ from voxedge.engines.errors import QualityError
 from voxedge.engines.files import write_atomically
 from voxedge.runtime.cli.common import Verbs, whole
 from voxedge.runtime.cli.console import Console, table
+from voxedge.runtime.cli.synthesis import add_codec_flag
 
 if TYPE_CHECKING:
     from voxedge.calibration.recogniser import Recogniser
@@ -42,6 +43,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--backend", choices=BACKENDS, default="cpu", help="run the graphs there, beside the CPU; leaves no report"
     )
+    add_codec_flag(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON too")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page to look at and listen to")
     parser.add_argument("--no-record", action="store_true", help="leave no report in the bundle")
@@ -54,7 +56,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
     probes = _probes(arguments)
     recogniser, unheard = _recogniser(arguments.recogniser, probes)
-    config = VerifyConfig(probes=probes, recogniser=recogniser, backend=arguments.backend)
+    config = VerifyConfig(probes=probes, recogniser=recogniser, codec=arguments.codec, backend=arguments.backend)
     with console.progress() as progress:
         found = verify(arguments.bundle, arguments.reference, progress, config)
     report = found.report

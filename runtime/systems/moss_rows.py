@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from voxedge.runtime.audio import FinishReason
+from voxedge.runtime.frame_step import FrameDraws
 from voxedge.runtime.sampling import Sampler, SamplingConfig, UniformSource
 from voxedge.runtime.systems.moss_delay import DelayMachine
 from voxedge.runtime.systems.moss_grid import Grid, Row
@@ -63,6 +64,9 @@ class Rows:
         """A sampler that this module stops, by ids in ascending order as the references draw."""
         endless = replace(config, min_tokens=0, max_tokens=_ENDLESS)
         return Sampler(endless, None, allowed, stream or self._stream, "id", history)
+
+    def _frame_draws(self, config: SamplingConfig) -> FrameDraws:
+        return self._model.frame.draws(config, self._stream, self._rules.channels)
 
     # the delay model
 
@@ -129,7 +133,7 @@ class Rows:
         words = self._sampler(_without_penalty(self._rules.text))
         # The reference penalises nothing where the likeliest code is taken.
         audio = self._rules.audio if not self._rules.audio.greedy else _without_penalty(self._rules.audio)
-        draws = model.frame.draws(audio, self._stream, self._rules.channels)
+        draws = self._frame_draws(audio)
         draws.observe(prompt[:, 1:])
         model.append(model.embed(prompt))
         count = 0
@@ -151,7 +155,7 @@ class Rows:
         model, ids = self._model, self._model.settings.ids
         gate_stream = _Held(self._stream)
         gate = self._sampler(_without_penalty(self._rules.text), stream=gate_stream)
-        draws = model.frame.draws(self._rules.audio, self._stream)
+        draws = self._frame_draws(self._rules.audio)
         model.append(model.embed(prompt))
         count, limit = 0, min(self._rules.max_frames, self._rules.max_rows)
         while count < limit:
