@@ -8,6 +8,7 @@ graph's new rows are bound at the cache's own address. Does not sample, does not
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,8 +55,8 @@ class CacheShape:
 class KvCache:
     """Keys and values of all layers and positions, on the device."""
 
-    def __init__(self, engine: Engine, shape: CacheShape, positions: int) -> None:
-        """Allocate zeros for at least `positions` tokens.
+    def __init__(self, engine: Engine, shape: CacheShape, positions: int, batch: int = 1) -> None:
+        """Allocate zeros for at least `positions` tokens of `batch` sequences.
 
         Raises:
             InputError: The graphs cannot address so many positions.
@@ -67,10 +68,17 @@ class KvCache:
             )
         self.shape, self.length = shape, 0
         self.capacity = min(-(-positions // _ROUND) * _ROUND, shape.max_context)
-        rows = (self.capacity, 1, shape.kv_heads, shape.head_dim)  # [M, B, G, D]
+        rows = (self.capacity, batch, shape.kv_heads, shape.head_dim)  # [M, B, G, D]
         if shape.flavour == "ort":
-            rows = (1, shape.kv_heads, self.capacity, shape.head_dim)  # [B, G, M, D]
+            rows = (batch, shape.kv_heads, self.capacity, shape.head_dim)  # [B, G, M, D]
         self.buffers = {name: engine.allocate(rows, shape.dtype) for name in _leaves(shape.layers)}
+
+    def lane(self, index: int, length: int = 0) -> KvCache:
+        """One sequence of an `ort` cache as a cache of its own over the same memory."""
+        view = copy.copy(self)
+        view.buffers = {name: buffer.rows(index, index + 1) for name, buffer in self.buffers.items()}
+        view.length = length
+        return view
 
     def clear(self) -> None:
         """Forget all tokens; old rows are never read again, so they stay as they are."""
@@ -88,6 +96,11 @@ class Decoder:
         self._heads = {head.name: np.zeros(head.sizes({"batch": 1}), np.float32) for head in heads}  # [B, C]
         self._step = _Call(engine, self._heads)
         self._prefill = _Call(engine, self._heads)
+
+    @property
+    def heads(self) -> Mapping[str, Logits]:
+        """What stands behind the last token, [1, C] each, the graph's first output first; valid until the next call."""
+        return self._heads
 
     @property
     def state(self) -> Logits:

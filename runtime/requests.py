@@ -7,7 +7,7 @@ speak (see `runtime.synthesizer`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from voxedge.runtime.config import SynthesisConfig
@@ -34,6 +34,21 @@ class Request:
     """The conversation before."""
     directions: Directions = NO_DIRECTIONS
     """Language, length, voice and more, where the system follows such."""
+
+
+def options_of(request: Request, default: SynthesisConfig) -> Iterator[str]:
+    """Names of the options by which a request differs from one that leaves all to the bundle.
+
+    Args:
+        request: What is asked.
+        default: The bundle's own options.
+    """
+    yield from request.directions.given()
+    yield from (name for name in ("speech_prompt", "earlier") if getattr(request, name))
+    config = request.config or default
+    for field in dataclasses.fields(config):
+        if getattr(config, field.name) != getattr(default, field.name):
+            yield field.name
 
 
 def utterances_of(request: Request, seed: int, system: System) -> list[Utterance]:

@@ -6,10 +6,13 @@ Offline synthesis consumes the stream: there is one path. Does not print, play o
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +20,22 @@ from types import TracebackType
 import numpy as np
 
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, InferenceError, InputError, VoxedgeError
+from voxedge.engines.errors import BundleError, ConfigError, InferenceError, InputError, VoxedgeError
 from voxedge.engines.loader import BackendName, GraphLoader, LoadOptions, MemoryPlan
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing, check_audio
 from voxedge.runtime.codec import Codec
+from voxedge.runtime.codec_settings import SYSTEM as CODEC
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.directions import NO_DIRECTIONS, Directions, Frames
 from voxedge.runtime.noise import fresh_seed
+from voxedge.runtime.options import follows, require_followed
 from voxedge.runtime.prompt import Turn
-from voxedge.runtime.requests import Request, utterances_of
-from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System
+from voxedge.runtime.requests import Request, options_of, utterances_of
+from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, System, Utterance
 from voxedge.runtime.systems.moe_tts import MoeTts
 from voxedge.runtime.systems.moe_tts_settings import SYSTEM as MOE_TTS
 from voxedge.runtime.systems.moss import Moss
+from voxedge.runtime.systems.moss_lockstep import Lockstep
 from voxedge.runtime.systems.moss_settings import SYSTEM as MOSS_TTS
 
 __all__ = ["Request", "SynthesisConfig", "Synthesizer", "built_in_voice"]
@@ -45,7 +51,8 @@ class _Progress:
 
     started: float
     watch: Stopwatch = field(default_factory=Stopwatch)
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] | None = None
+    """None for a stream, which nobody asks for them: an hour of codes would take 50 MB."""
     first_audio_s: float = 0.0
 
 
@@ -61,14 +68,22 @@ class Synthesizer:
 
     def __init__(self, bundle: Bundle, options: LoadOptions) -> None:
         """Use `from_pretrained`."""
-        if bundle.manifest.system not in SYSTEMS:
+        system = bundle.manifest.system
+        if system == CODEC:
             raise BundleError(
-                f"expected a system of {', '.join(SYSTEMS)}, found {bundle.manifest.system!r}; "
+                f"{bundle.root}: expected a voice, found an audio codec; make sound of codes with "
+                f"`voxedge codec decode {bundle.root} CODES SOUND`, or give it to a model that speaks: "
+                f"`voxedge say BUNDLE TEXT --codec {bundle.root}`"
+            )
+        if system not in SYSTEMS:
+            raise BundleError(
+                f"expected a system of {', '.join(SYSTEMS)}, found {system!r}; "
                 "a newer voxedge may know it: pip install -U voxedge"
             )
+        require_followed(system, () if options.codec is None else ("codec",))
         self.bundle = bundle
         self._loader = GraphLoader(bundle, options)
-        self._system = SYSTEMS[bundle.manifest.system](bundle, self._loader)
+        self._system = SYSTEMS[system](bundle, self._loader)
 
     @classmethod
     def from_pretrained(
@@ -143,7 +158,10 @@ class Synthesizer:
     def warmup(self) -> None:
         """Load all graphs and speak once, so that the next call is as fast as all later ones."""
         short = dataclasses.replace(self.default_config.sampling, min_tokens=1, max_tokens=8)
-        self.synthesize("Warm up.", seed=0, config=dataclasses.replace(self.default_config, sampling=short, steps=2))
+        config = dataclasses.replace(self.default_config, sampling=short)
+        if follows(self.bundle.manifest.system, "steps"):
+            config = dataclasses.replace(config, steps=2)
+        self.synthesize("Warm up.", seed=0, config=config)
 
     def close(self) -> None:
         """Give back the memory; the voice cannot be used afterwards."""
@@ -217,7 +235,7 @@ class Synthesizer:
         """
         system = self._coded()
         request = Request(text, description, seed, config, directions=directions)
-        pieces = utterances_of(request, fresh_seed() if seed is None else seed, self._system)
+        pieces = self._utterances(request, fresh_seed() if seed is None else seed)
         return np.concatenate([system.codes(utterance) for utterance in pieces])
 
     def _coded(self) -> Moss:
@@ -227,16 +245,47 @@ class Synthesizer:
             )
         return self._system
 
-    def synthesize_batch(self, requests: Iterable[Request]) -> Iterator[Audio | VoxedgeError]:
-        """Speak one request after the other; a failure is a value at its place and does not end the batch."""
-        for request in requests:
-            try:
-                yield self._whole(request, fresh_seed() if request.seed is None else request.seed)
-            except VoxedgeError as error:
-                yield error
+    def synthesize_batch(self, requests: Iterable[Request], *, together: int = 1) -> Iterator[Audio | VoxedgeError]:
+        """Speak all requests; a failure is a value at its place and does not end the batch.
+
+        Args:
+            requests: In the order of the results.
+            together: How many are spoken in step, where the system can: MOSS-TTS reads its weights once for all of
+                them. Each draws by its own seed what it would draw alone, up to ties that rounding decides.
+
+        Raises:
+            InputError: The system speaks one text after the other.
+            ConfigError: `together` is below 1, or the bundle's graphs take one sequence at a time.
+        """
+        if together < 1:
+            raise ConfigError(f"expected 1 or more texts together, found {together}")
+        if together == 1:
+            yield from map(self._tried, requests)
+            return
+        waiting = iter(requests)
+        while group := list(itertools.islice(waiting, together)):
+            lockstep, lanes = self._coded().lanes(len(group))
+            with ThreadPoolExecutor(len(group)) as pool:
+                yield from list(pool.map(self._in_step, lanes, group, itertools.repeat(lockstep)))
+
+    def _in_step(self, lane: System, request: Request, lockstep: Lockstep) -> Audio | VoxedgeError:
+        """Speak in one of several threads."""
+        own = copy.copy(self)
+        own._system = lane
+        try:
+            return own._tried(request)
+        finally:
+            lockstep.leave()
+
+    def _tried(self, request: Request) -> Audio | VoxedgeError:
+        try:
+            return self._whole(request, fresh_seed() if request.seed is None else request.seed)
+        except VoxedgeError as error:
+            return error
 
     def _whole(self, request: Request, seed: int) -> Audio:
-        progress = _Progress(time.perf_counter())
+        tokens: list[int] = []
+        progress = _Progress(time.perf_counter(), tokens=tokens)
         chunks = list(self._chunks(request, seed, progress))
         samples = np.concatenate([chunk.samples for chunk in chunks])
         wall_s = time.perf_counter() - progress.started
@@ -244,15 +293,15 @@ class Synthesizer:
             wall_s=wall_s,
             audio_s=len(samples) / self.sample_rate,
             first_audio_s=progress.first_audio_s,
-            tokens=len(progress.tokens),
+            tokens=len(tokens),
             stages_s=progress.watch.stages_s,
         )
         reason = chunks[-1].finish_reason or "stop"
-        return Audio(samples, self.sample_rate, seed, reason, timing, tuple(progress.tokens))
+        return Audio(samples, self.sample_rate, seed, reason, timing, tuple(tokens))
 
     def _chunks(self, request: Request, seed: int, progress: _Progress) -> Iterator[AudioChunk]:
         """Chunks of all pieces of a text; every one is checked before it is given."""
-        utterances = utterances_of(request, seed, self._system)
+        utterances = self._utterances(request, seed)
         reason: FinishReason = "stop"
         index, heard = 0, False
         for number, utterance in enumerate(utterances):
@@ -262,7 +311,8 @@ class Synthesizer:
                 heard = not check_audio(samples).silent or heard
                 if piece.finish_reason == "length":
                     reason = "length"
-                progress.tokens += piece.tokens
+                if progress.tokens is not None:
+                    progress.tokens += piece.tokens
                 progress.first_audio_s = progress.first_audio_s or time.perf_counter() - progress.started
                 last = piece.finish_reason is not None and not more
                 if last and not heard:
@@ -271,6 +321,11 @@ class Synthesizer:
                     )
                 yield AudioChunk(samples, self.sample_rate, index, last, reason if last else None)
                 index += 1
+
+    def _utterances(self, request: Request, seed: int) -> list[Utterance]:
+        """The pieces of a text, if the system follows everything that is asked."""
+        require_followed(self.bundle.manifest.system, options_of(request, self.default_config))
+        return utterances_of(request, seed, self._system)
 
     def _with_pause(self, piece: Piece, config: SynthesisConfig, more: bool) -> Samples:
         if piece.finish_reason is None or not more:

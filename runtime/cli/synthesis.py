@@ -28,9 +28,15 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs")
     group.add_argument("--backend", choices=BACKENDS, default="auto", help="only auto may fall back, and it says so")
     group.add_argument("--memory", choices=("auto", "resident", "staged"), default="auto", help="staged: one at a time")
-    group.add_argument("--codec", type=Path, metavar="DIR", help="bundle of the codec, unless it lies beside the other")
+    add_codec_flag(group)
     group.add_argument("--threads", type=whole(1), metavar="N", help="CPU threads")
     group.add_argument("--no-session-cache", action="store_true", help="keep no graphs packed for this processor")
+
+
+def add_codec_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add where the codec is."""
+    text = "bundle of the codec, unless it lies beside the other"
+    parser.add_argument("--codec", type=Path, metavar="DIR", help=text)
 
 
 def add_voice_flags(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +59,13 @@ def add_voice_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console: Console) -> Synthesizer:
-    """Load the voice, and pass on what its manifest has to say to people and whether it is known to be good."""
+    """Load the voice, and pass on what its manifest has to say to people and whether it is known to be good.
+
+    Raises:
+        InputError: A flag was given that the voice's system does not follow.
+    """
     from voxedge.engines.readiness import readiness
+    from voxedge.runtime.options import require_followed
     from voxedge.runtime.synthesizer import Synthesizer
 
     synthesizer = Synthesizer.from_pretrained(
@@ -65,6 +76,7 @@ def open_synthesizer(bundle: Path | None, arguments: argparse.Namespace, console
         session_cache=not arguments.no_session_cache,
         codec=arguments.codec,
     )
+    require_followed(synthesizer.bundle.manifest.system, _given_options(arguments))
     if synthesizer.bundle.manifest.note:
         console.warn(synthesizer.bundle.manifest.note)
     quality = readiness(synthesizer.bundle)
@@ -88,10 +100,17 @@ def synthesis_config(synthesizer: Synthesizer, arguments: argparse.Namespace) ->
         given["temperature"] = 0.0
     changes: dict[str, Any] = {"sampling": dataclasses.replace(base.sampling, **given)}
     if arguments.text_temperature is not None:
-        if base.text_sampling is None:
-            raise UsageError("expected no --text-temperature: this system draws nothing besides its speech")
-        changes["text_sampling"] = dataclasses.replace(base.text_sampling, temperature=arguments.text_temperature)
+        text = base.text_sampling or base.sampling
+        changes["text_sampling"] = dataclasses.replace(text, temperature=arguments.text_temperature)
     for field, flag in (("steps", "steps"), ("cfg_scale", "cfg"), ("solver", "solver"), ("window_s", "window")):
         if getattr(arguments, flag) is not None:
             changes[field] = getattr(arguments, flag)
     return dataclasses.replace(base, **changes)
+
+
+def _given_options(arguments: argparse.Namespace) -> list[str]:
+    """Options of `runtime.options` whose flags were typed, whatever their values."""
+    from voxedge.runtime.options import FLAGS
+
+    places = {name: flag.removeprefix("--").replace("-", "_") for name, flag in FLAGS.items()}
+    return [name for name, place in places.items() if getattr(arguments, place, None) not in (None, [])]

@@ -82,8 +82,8 @@ class System(Protocol):
         """The bundle's own options."""
 
     @property
-    def stream_window_s(self) -> float:
-        """The window that `stream` takes unless told otherwise."""
+    def stream_window_s(self) -> float | None:
+        """The window that `stream` takes unless told otherwise; None for a system that has none."""
 
     def budget(self, utterance: Utterance) -> tuple[int, Callable[[str], int]]:
         """Most text tokens of one utterance with these options, and how to count them.

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from voxedge.engines.bundle import Bundle
-from voxedge.engines.errors import BundleError, ConfigError, InputError
+from voxedge.engines.errors import BundleError, InputError
 from voxedge.engines.loader import GraphLoader
-from voxedge.engines.records import from_dict
+from voxedge.engines.records import from_bundle
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.diffusion import DiffusionConfig, DiffusionDecoder
 from voxedge.runtime.latents import ChunkedDecoder
@@ -48,10 +48,7 @@ class MoeTts:
         Raises:
             BundleError: The bundle lacks a graph or a setting that speaking needs.
         """
-        try:
-            self.settings = from_dict(MoeTtsSettings, bundle.manifest.settings, "voxedge.json: settings")
-        except ConfigError as error:
-            raise BundleError(str(error)) from error
+        self.settings = from_bundle(MoeTtsSettings, bundle.manifest.settings, "voxedge.json: settings")
         missing = [name for name in (TEXT, SPEECH, CONDITIONER, DENOISER, VOCODER) if not loader.has(name)]
         if missing or self.settings.diffusion is None or self.settings.vocoder is None:
             raise BundleError(
@@ -78,7 +75,7 @@ class MoeTts:
         return self._vocoder.channels
 
     @property
-    def stream_window_s(self) -> float:
+    def stream_window_s(self) -> float | None:
         """The bundle's streaming window."""
         return self.settings.windows.stream_s
 
@@ -118,11 +115,6 @@ class MoeTts:
         Raises:
             InputError: The text or the speech prompt cannot be used.
         """
-        if utterance.directions.given():
-            raise InputError(
-                f"expected text and a description, found {', '.join(utterance.directions.given())}: MoE-TTS follows no "
-                "such directions; leave them out"
-            )
         template = self.settings.prompt.user_template
         user = fill_template(template, description=utterance.description, text=utterance.text)
         turns = [*utterance.earlier, Turn("user", user if utterance.description else user.strip("\n"))]

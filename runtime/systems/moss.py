@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -15,8 +16,9 @@ import numpy as np
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, ConfigError, InputError
 from voxedge.engines.loader import GraphLoader
-from voxedge.engines.records import from_dict
+from voxedge.engines.records import from_bundle
 from voxedge.runtime.codec import Codec
+from voxedge.runtime.codec_settings import DECODER
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.directions import Directions
 from voxedge.runtime.languages import language_name
@@ -26,6 +28,7 @@ from voxedge.runtime.systems.base import Piece, Samples, Stopwatch, Utterance, t
 from voxedge.runtime.systems.moss_codec_bundle import open_codec
 from voxedge.runtime.systems.moss_frames import FrameCollector
 from voxedge.runtime.systems.moss_grid import Frames, Grid
+from voxedge.runtime.systems.moss_lockstep import Lockstep
 from voxedge.runtime.systems.moss_model import GRAPHS, MossModel
 from voxedge.runtime.systems.moss_prompt import MossPrompt, PromptBuilder
 from voxedge.runtime.systems.moss_rows import RowRules, Rows
@@ -51,10 +54,7 @@ class Moss:
         Raises:
             BundleError: The bundle lacks a graph or a setting that speaking needs.
         """
-        try:
-            self.settings = from_dict(MossSettings, bundle.manifest.settings, "voxedge.json: settings")
-        except ConfigError as error:
-            raise BundleError(str(error)) from error
+        self.settings = from_bundle(MossSettings, bundle.manifest.settings, "voxedge.json: settings")
         missing = [name for name in GRAPHS[self.settings.kind] if not loader.has(name)]
         if missing:
             raise BundleError(
@@ -82,9 +82,9 @@ class Moss:
         return self.codec.channels
 
     @property
-    def stream_window_s(self) -> float:
-        """Not used: the codec only looks back, so a stream is cut nowhere."""
-        return 1.0
+    def stream_window_s(self) -> float | None:
+        """None: the codec only looks back, so a stream is cut nowhere."""
+        return None
 
     @property
     def default_config(self) -> SynthesisConfig:
@@ -122,6 +122,21 @@ class Moss:
             self._codec, self._codec_loader = open_codec(self._bundle, self._loader, self.settings)
         return self._codec
 
+    def lanes(self, count: int) -> tuple[Lockstep, list[Moss]]:
+        """As many systems as there are texts to speak in step, each for a thread of its own.
+
+        Raises:
+            ConfigError: The graphs or the memory plan do not allow it.
+        """
+        if self._loader.staged:
+            raise ConfigError("expected --memory resident to speak texts in step, found staged: all graphs take turns")
+        lockstep = Lockstep(self.settings, self._loader.load, count)
+        self.codec.engine(DECODER)  # opened once, not by every thread
+        lanes = [copy.copy(self) for _ in range(count)]
+        for lane, model in zip(lanes, lockstep.models, strict=True):
+            lane._model, lane._first_piece = model, None
+        return lockstep, lanes
+
     # prompts and rows
 
     def prompt(self, utterance: Utterance) -> Grid:
@@ -133,8 +148,6 @@ class Moss:
         return self._builder.grid(self._prompt(utterance))
 
     def _prompt(self, utterance: Utterance) -> MossPrompt:
-        if utterance.speech_prompt or utterance.earlier:
-            raise InputError("expected reference or prefix audio, found speech tokens or a conversation; use --voice")
         directions = utterance.directions
         text = f"{directions.prefix_text} {utterance.text}".strip() if directions.prefix is not None else utterance.text
         return MossPrompt(
@@ -237,7 +250,7 @@ class Moss:
         if self._model is None:
             self._model = MossModel(self.settings, self._loader.load)
         self._model.start(min(positions, self.settings.max_context), rules.channels)
-        rows = Rows(self._model, rules, NoiseStream(utterance.seed, f"tokens/{utterance.index}"))
+        rows = self._rows(self._model, rules, NoiseStream(utterance.seed, f"tokens/{utterance.index}"))
         prefix = utterance.directions.prefix if utterance.index == 0 else None
         if prefix is not None:
             yield from collector.start(grid, len(prefix))
@@ -246,6 +259,9 @@ class Moss:
         collector.finish_reason = rows.finish_reason if self._exact(utterance) is None else "stop"
         if utterance.index == 0:
             self._first_piece = collector.spoken()[: round(REFERENCE_S * self.settings.frame_rate)]
+
+    def _rows(self, model: MossModel, rules: RowRules, stream: NoiseStream) -> Rows:
+        return Rows(model, rules, stream)
 
     def _pieces(self, utterance: Utterance, frames: Iterator[Frames], collector: FrameCollector) -> Iterator[Piece]:
         """Sound of chunks that grow from one frame to `LARGEST_CHUNK`, without that of the prefix."""
