@@ -6,6 +6,7 @@ canonical names with weight normalisation folded, which the reader takes beside 
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,3 +136,16 @@ def write_codec(folder: Path, shape: CodecShape, seed: int = 0) -> Path:
         tensors[name] = values.astype(np.float32)
     save_file(tensors, folder / "model.safetensors")
     return folder
+
+
+def main() -> None:
+    """Write one checkpoint from the command line."""
+    parser = argparse.ArgumentParser(description="Write a random audio codec in the released shape.")
+    parser.add_argument("--divide", type=int, default=8, help="of every depth; 1 is the released codec (7 GB)")
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    print(write_codec(arguments.output, released(arguments.divide)))
+
+
+if __name__ == "__main__":
+    main()

@@ -46,6 +46,8 @@ class Settings:
     """For mixed precision: what layers get that may have it."""
     probes: tuple[Probe, ...]
     """What is said to choose and to verify."""
+    codec: Path | None = None
+    """Bundle of the codec, for voices without one of their own."""
 
 
 @dataclass(slots=True)
@@ -123,7 +125,7 @@ def _plain(base: Path, target: Path, precision: str, statistics: _Statistics) ->
 def _mixed(base: Path, target: Path, settings: Settings, statistics: _Statistics) -> None:
     found = statistics.of(base) if settings.mixed_base == "int8" else None
     config = QuantiseConfig("mixed", base=settings.mixed_base, min_snr_db=settings.min_snr_db)  # type: ignore[arg-type]
-    quantise_mixed(base, target, config, found, MixedConfig(probes=settings.probes))
+    quantise_mixed(base, target, config, found, MixedConfig(probes=settings.probes, codec=settings.codec))
 
 
 def _step(voice: Voice, precision: str, work: Path, write: Callable[[Path], object]) -> None:

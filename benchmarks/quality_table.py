@@ -71,8 +71,9 @@ class Result:
     """Name of the recogniser; empty where none is installed."""
 
 
-def measure(voice: Voice, probes: Sequence[Probe], rounds: int, threads: int, pages: Path | None) -> Result:
+def measure(voice: Voice, settings: Settings, rounds: int, threads: int, pages: Path | None) -> Result:
     """Verify every precision beside FP32, then time all in turns."""
+    probes, codec = settings.probes, settings.codec
     base = voice.bundles["fp32"]
     result = Result(voice.name, Bundle.open(base).manifest.note, failures=dict(voice.failures))
     recogniser = _recogniser(probes)
@@ -80,7 +81,7 @@ def measure(voice: Voice, probes: Sequence[Probe], rounds: int, threads: int, pa
     for precision, path in voice.bundles.items():
         _say(f"{voice.name}: verifying {precision}")
         try:
-            found = verify(path, base, None, VerifyConfig(probes=probes, recogniser=recogniser))
+            found = verify(path, base, None, VerifyConfig(probes=probes, recogniser=recogniser, codec=codec))
         except VoxedgeError as error:
             result.failures[precision] = str(error)
             continue
@@ -92,11 +93,11 @@ def measure(voice: Voice, probes: Sequence[Probe], rounds: int, threads: int, pa
             (pages / f"{voice.name}-{precision}.html".replace("/", "-")).write_bytes(page)
         for graph, unit in kept_layers(sensitivity) if (sensitivity := read_sensitivity(found.bundle)) else ():
             result.kept.setdefault(graph, []).append(f"{unit.path} ({unit.kept_as})")
-    result.speeds = time_all({name: voice.bundles[name] for name in result.reports}, probes, rounds, threads)
+    result.speeds = time_all({name: voice.bundles[name] for name in result.reports}, settings, rounds, threads)
     return result
 
 
-def time_all(bundles: Mapping[str, Path], probes: Sequence[Probe], rounds: int, threads: int) -> dict[str, Speed]:
+def time_all(bundles: Mapping[str, Path], settings: Settings, rounds: int, threads: int) -> dict[str, Speed]:
     """Every bundle once per round, in an order that is turned round each time; the first round warms up."""
     walls: dict[str, list[float]] = {name: [] for name in bundles}
     rates: dict[str, list[float]] = {name: [] for name in bundles}
@@ -104,10 +105,12 @@ def time_all(bundles: Mapping[str, Path], probes: Sequence[Probe], rounds: int, 
     loads: dict[str, list[float]] = {name: [] for name in bundles}
     with contextlib.ExitStack() as stack:
         voices = {
-            name: stack.enter_context(Synthesizer.from_pretrained(path, backend="cpu", threads=threads))
+            name: stack.enter_context(
+                Synthesizer.from_pretrained(path, backend="cpu", threads=threads, codec=settings.codec)
+            )
             for name, path in bundles.items()
         }
-        probe, tokens = probes[0], 0
+        probe, tokens = settings.probes[0], 0
         for number in range(rounds + 1):
             _say(f"timing, round {number} of {rounds}")
             for name in list(voices) if number % 2 == 0 else list(reversed(voices)):
@@ -116,7 +119,8 @@ def time_all(bundles: Mapping[str, Path], probes: Sequence[Probe], rounds: int, 
                 limits = {"min_tokens": tokens, "max_tokens": tokens} if tokens else {"max_tokens": probe.max_tokens}
                 config = dataclasses.replace(voice.default_config, sampling=dataclasses.replace(sampling, **limits))
                 audio = voice.synthesize(probe.text, description=probe.description, seed=probe.seed, config=config)
-                tokens = tokens or max(1, len(audio.speech_tokens))
+                codes = len(voice.bundle.manifest.settings.get("codebooks", "1"))  # that one step draws
+                tokens = tokens or max(1, len(audio.speech_tokens) // codes)
                 if number:
                     walls[name].append(audio.timing.wall_s)
                     rates[name].append(audio.timing.tokens / max(audio.timing.stages_s.get(_LM, 0.0), 1e-9))
@@ -249,9 +253,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--probes", type=int, default=len(PROBES), help="utterances to verify with")
     parser.add_argument("--rounds", type=int, default=5, help="of timing")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--codec", type=Path, help="bundle of the codec, for voices that speak in codes")
     parser.add_argument("--pages", type=Path, help="folder for a quality page of each bundle")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--markdown", type=Path, help="Markdown file with the marks quality_table:begin and ...:end")
+    parser.add_argument("--markdown", type=Path, help="Markdown file with the marks REGION:begin and REGION:end")
+    parser.add_argument("--region", default="quality_table", help="of the Markdown file")
     return parser.parse_args()
 
 
@@ -265,8 +271,13 @@ def _settings(arguments: argparse.Namespace, calibration_set: str) -> Settings:
         max_tokens=arguments.max_tokens,
         min_snr_db=arguments.min_snr,
         mixed_base=arguments.mixed_base,
-        probes=tuple(dataclasses.replace(probe, max_tokens=arguments.max_tokens) for probe in probes),
+        probes=tuple(_limited(probe, arguments.max_tokens) for probe in probes),
+        codec=arguments.codec,
     )
+
+
+def _limited(probe: Probe, most: int) -> Probe:
+    return dataclasses.replace(probe, min_tokens=min(probe.min_tokens, most), max_tokens=most)
 
 
 def main() -> None:
@@ -284,7 +295,7 @@ def main() -> None:
         voice = make(name or Path(path).name, Path(path), work, settings)
         if "fp32" not in voice.bundles:
             raise SystemExit(f"{voice.name}: no FP32 bundle: {voice.failures.get('fp32')}")
-        results.append(measure(voice, settings.probes, arguments.rounds, arguments.threads, arguments.pages))
+        results.append(measure(voice, settings, arguments.rounds, arguments.threads, arguments.pages))
     machine = describe(PACKAGES)
     print(render(machine, results, settings, arguments.threads, markdown=False))
     if arguments.output:
@@ -292,7 +303,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(data, indent=1))
     if arguments.markdown:
         page = render(machine, results, settings, arguments.threads, markdown=True)
-        replace_region(arguments.markdown, "quality_table", page)
+        replace_region(arguments.markdown, arguments.region, page)
 
 
 def _say(text: str) -> None:

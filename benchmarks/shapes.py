@@ -123,7 +123,7 @@ def expert_tensors(shape: LmShape, rows: int) -> Iterator[TensorPlan]:
         yield TensorPlan("lm_head.weight", (rows, shape.hidden))
 
 
-class _RandomBlock:
+class RandomBlock:
     """One block of N(0, 0.02) values, written again and again wherever the last tensor stopped."""
 
     def __init__(self, dtype: str, seed: int) -> None:
@@ -164,7 +164,8 @@ def _shards(plans: list[TensorPlan], item_bytes: int, limit: int) -> list[list[T
     return shards
 
 
-def _write_safetensors(path: Path, plans: list[TensorPlan], block: _RandomBlock, dtype: str) -> None:
+def write_safetensors(path: Path, plans: list[TensorPlan], block: RandomBlock, dtype: str) -> None:
+    """Write tensors to one file, a piece at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for plan in plans:
@@ -180,12 +181,12 @@ def _write_safetensors(path: Path, plans: list[TensorPlan], block: _RandomBlock,
 
 def _write_expert(folder: Path, shape: LmShape, rows: int, dtype: str, seed: int, shard_bytes: int) -> None:
     folder.mkdir(parents=True)
-    block = _RandomBlock(dtype, seed)
+    block = RandomBlock(dtype, seed)
     shards = _shards(list(expert_tensors(shape, rows)), block.item_bytes, shard_bytes)
     weight_map: dict[str, str] = {}
     for number, plans in enumerate(shards, start=1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_safetensors(folder / name, plans, block, dtype)
+        write_safetensors(folder / name, plans, block, dtype)
         weight_map |= dict.fromkeys((plan.name for plan in plans), name)
     if len(shards) > 1:
         total = sum(plan.elements for plans in shards for plan in plans) * block.item_bytes

@@ -113,7 +113,7 @@ def load_moss_tts(folder: Path) -> MossCheckpoint:
     load_json(tokenizer_file, max_bytes=256 << 20)
     weights = open_weights(folder)
     layout = _LAYOUTS[config.kind]
-    shapes = _shapes(config, layout)
+    shapes = expected_shapes(config)
     optional = {GATE: (2, config.language.hidden_size)} if _binary(config) and GATE in weights.tensors else {}
     tensors = select(weights.tensors, {**shapes, **optional}, str(folder), DEAD_KEYS)
     channels = range(len(config.codebooks))
@@ -147,8 +147,9 @@ def _layers(config: QwenConfig) -> dict[str, Shape]:
     return {f"layers.{layer}.{name}": shape for layer in range(config.layers) for name, shape in shapes.items()}
 
 
-def _shapes(config: MossConfig, layout: _Layout) -> dict[str, Shape]:
-    """Shape of every tensor, by the checkpoint's names."""
+def expected_shapes(config: MossConfig) -> dict[str, Shape]:
+    """Shape of every tensor that a checkpoint must hold, by its names there."""
+    layout = _LAYOUTS[config.kind]
     width, vocabulary = config.language.hidden_size, config.language.vocab_size
     padded = 0 if config.kind == "local_v15" else 1
     shapes: dict[str, Shape] = {layout.text_table: (vocabulary, width), layout.text_head: (vocabulary, width)}
