@@ -32,7 +32,7 @@ from shapes import SHAPES, LmShape, write_checkpoint
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.device import gather
 from voxedge.engines.errors import VoxedgeError
-from voxedge.engines.loader import BackendName
+from voxedge.engines.loader import BackendName, choose_graph
 from voxedge.engines.records import to_dict
 from voxedge.engines.trt.api import FLAVOURS, Target
 from voxedge.engines.trt.builder import build_bundle, engine_path
@@ -162,7 +162,9 @@ def _language_model(options: argparse.Namespace, findings: Findings) -> None:
 def place_voice(bundle: Path, failures: dict[str, str]) -> dict[str, Any]:
     """Who computes what when ONNX Runtime runs the voice on CUDA."""
     opened = Bundle.open(bundle)
-    graphs = [graph for graph in opened.manifest.graphs if graph == opened.manifest.graph(graph.name, "ort")]
+    graphs = [
+        choose_graph(opened.manifest, name, "cuda") for name in {graph.name: None for graph in opened.manifest.graphs}
+    ]
     try:
         return {graph.name: place(opened.graph_path(graph), "cuda") for graph in graphs}
     except Exception as error:  # as above

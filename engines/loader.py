@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from voxedge.engines.backend import Engine
 from voxedge.engines.bundle import ENGINES_FOLDER, Bundle
 from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError
-from voxedge.engines.manifest import GraphSpec
+from voxedge.engines.manifest import GraphSpec, Manifest
 from voxedge.engines.memory import give_back_memory
 from voxedge.engines.ort import OrtEngine, OrtOptions, load_onnxruntime
 from voxedge.engines.session_cache import SessionCache
@@ -93,7 +93,7 @@ class GraphLoader:
         if name not in self._engines and self._source is not None:
             self._engines[name] = self._source.load(name)
         if name not in self._engines:
-            spec = self.bundle.manifest.graph(name, "ort")
+            spec = choose_graph(self.bundle.manifest, name, self.backend)
             logger.info("loading %s (%s, %s) on %s", name, spec.flavour, spec.precision, self.backend)
             self._engines[name] = self._open(spec)
         return self._engines[name]
@@ -120,6 +120,22 @@ class GraphLoader:
             if engine is not None:
                 engine.close()
         give_back_memory()
+
+
+def choose_graph(manifest: Manifest, name: str, backend: Backend) -> GraphSpec:
+    """The flavour of a graph that ONNX Runtime runs: its own where the device has the fused attention, else portable.
+
+    CUDA has it for FP16 alone. Others it leaves to the CPU, and whole caches would go there and back at every step
+    (H100, ONNX Runtime 1.31). Graphs that share a cache have it in one number format, so they get one flavour.
+
+    Raises:
+        BundleError: There is no such graph.
+    """
+    fused = manifest.graph(name, "ort")
+    caches = {tensor.dtype for tensor in fused.inputs if tensor.name.startswith("past.")}
+    if backend == "cuda" and fused.flavour == "ort" and caches != {"float16"}:
+        return manifest.graph(name, "portable")
+    return fused
 
 
 def _engine_source(bundle: Bundle, name: BackendName) -> EngineSource | None:

@@ -1,7 +1,7 @@
 """Run graphs on ONNX Runtime, on the CPU or on a CUDA device.
 
 In: a graph of a bundle. Out: an `Engine`. Asking for CUDA and getting the CPU is an error that names what is missing.
-Does not choose graphs or devices (see `engines.select`) and never copies a cache: tensors are bound by address.
+Does not choose graphs or devices (see `engines.loader`) and never copies a cache: tensors are bound by address.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from voxedge.engines.backend import Array, Buffer, check_feeds
 from voxedge.engines.errors import BackendUnavailableError, BundleError, InferenceError
 from voxedge.engines.manifest import DType, GraphSpec
+from voxedge.engines.ort_binding import OrtBinding, first_line
 
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -78,7 +79,7 @@ class OrtEngine:
         except Exception as error:  # ONNX Runtime raises its own types, which have no common base
             raise BundleError(
                 f"{path}: expected a graph that ONNX Runtime {self._runtime.__version__} can load; it says: "
-                f"{_first_line(error)}; run `voxedge verify` on the bundle, or export it again"
+                f"{first_line(error)}; run `voxedge verify` on the bundle, or export it again"
             ) from error
         if session.get_providers()[0] != provider:
             raise BackendUnavailableError(
@@ -129,7 +130,7 @@ class OrtEngine:
 
     def binding(self) -> OrtBinding:
         """A new binding of this session."""
-        return OrtBinding(self._session, self.spec)
+        return OrtBinding(self._session, self.spec, self.device)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once from host to host."""
@@ -137,36 +138,12 @@ class OrtEngine:
         try:
             results = self._session.run(None, dict(feeds))
         except Exception as error:  # as above
-            raise InferenceError(f"graph {self.spec.name} failed: {_first_line(error)}") from error
+            raise InferenceError(f"graph {self.spec.name} failed: {first_line(error)}") from error
         return dict(zip((tensor.name for tensor in self.spec.outputs), results, strict=True))
 
     def close(self) -> None:
         """Give the session's memory back."""
         self._session = None
-
-
-class OrtBinding:
-    """Bound tensors of one call; see `engines.backend.Binding`."""
-
-    def __init__(self, session: Any, spec: GraphSpec) -> None:  # noqa: ANN401 - ONNX Runtime has no types
-        self._session, self._spec = session, spec
-        self._binding = session.io_binding()
-        self._inputs = {tensor.name for tensor in spec.inputs}
-        self._run = session.run_with_iobinding
-        self._kept: dict[str, Buffer] = {}
-
-    def bind(self, name: str, buffer: Buffer) -> None:
-        """Bind an address; the buffer is kept alive as long as it is bound."""
-        bind = self._binding.bind_input if name in self._inputs else self._binding.bind_output
-        bind(name, buffer.device, 0, buffer.dtype, list(buffer.shape), buffer.pointer)
-        self._kept[name] = buffer
-
-    def run(self) -> None:
-        """Run on what is bound."""
-        try:
-            self._run(self._binding)
-        except Exception as error:  # ONNX Runtime raises its own types, which have no common base
-            raise InferenceError(f"graph {self._spec.name} failed: {_first_line(error)}") from error
 
 
 def load_onnxruntime(device: str, minimum: str = "0") -> Any:  # noqa: ANN401 - a module without types
@@ -244,7 +221,7 @@ def save_prepared(graph: Path, target: Path, data: str, options: OrtOptions) -> 
     try:
         runtime.InferenceSession(str(graph), session, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # ONNX Runtime raises its own types, which have no common base
-        raise BundleError(f"{graph}: ONNX Runtime cannot prepare it: {_first_line(error)}") from error
+        raise BundleError(f"{graph}: ONNX Runtime cannot prepare it: {first_line(error)}") from error
     if not (target.is_file() and target.with_name(data).is_file()):
         raise BundleError(f"{graph}: ONNX Runtime {runtime.__version__} wrote no prepared graph")
 
@@ -257,8 +234,13 @@ def newer_or_equal(version: str, minimum: str) -> bool:
 def _provider(name: str) -> str | tuple[str, dict[str, str]]:
     if name != PROVIDERS["cuda"]:
         return name
-    # Exhaustive search would run again for every new length (kokoro-onnx #125).
-    return name, {"arena_extend_strategy": "kSameAsRequested", "cudnn_conv_algo_search": "HEURISTIC"}
+    return name, {
+        "arena_extend_strategy": "kSameAsRequested",
+        # Exhaustive search would run again for every new length (kokoro-onnx #125).
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # On by default, and gives FP32 products the 11 bits of FP16; an FP32 island is there because those are too few.
+        "use_tf32": "0",
+    }
 
 
 def _upload_host(array: Array, buffer: Buffer | None) -> Buffer:
@@ -277,7 +259,3 @@ def _same_shape(expected: Sequence[int | str], found: Sequence[int | str | None]
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("+")[0].split(".")[:3] if part.isdigit())
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:500] if str(error).strip() else type(error).__name__
