@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from voxedge.engines.device import PACKAGES, DeviceReport
 from voxedge.engines.files import format_bytes
 from voxedge.engines.jetpack import JETPACKS, find_jetpack
+from voxedge.engines.trt.api import RTX_DEVICES
 
 _LITTLE_MEMORY_BYTES = 2_000_000_000
 _SMALL_BOARD_BYTES = 10_000_000_000
-_OLDEST_RTX = 75
 _TENSORRT_LIBRARIES = ("TensorRT", "TensorRT parser")
 _VENV = "python3 -m venv --system-site-packages .venv && .venv/bin/pip install voxedge"
 
@@ -90,10 +90,8 @@ def _advise_onnxruntime(report: DeviceReport) -> Advice:
 def _advise_gpu(report: DeviceReport) -> Iterator[Advice]:
     for gpu in report.gpus:
         version = f", driver {report.driver}" if report.driver else ""
-        capability = f"{gpu.compute_capability // 10}.{gpu.compute_capability % 10}"
-        found = (
-            f"{gpu.name}, compute capability {capability}, {format_bytes(gpu.total_bytes)}{version}, CUDA {gpu.cuda}"
-        )
+        memory = format_bytes(gpu.total_bytes)
+        found = f"{gpu.name}, compute capability {gpu.capability}, {memory}{version}, CUDA {gpu.cuda}"
         yield Advice("gpu", True, found)
     if report.gpu_free_bytes is not None:
         yield _advise_gpu_memory(report.gpu_free_bytes)
@@ -175,17 +173,29 @@ def _advise_jetson_libraries(report: DeviceReport) -> Advice:
 def _advise_desktop(report: DeviceReport) -> Iterator[Advice]:
     if report.arch != "x86_64":
         return
-    version = report.packages.get("tensorrt-rtx")
-    usable = any(gpu.compute_capability >= _OLDEST_RTX for gpu in report.gpus)
-    if version:
-        yield _advise_loads(report, "tensorrt-rtx", "pip install --force-reinstall --no-deps tensorrt-rtx")
-    else:
-        found = "not installed" if usable else "not installed; only needed to build engines for other machines"
-        yield Advice("tensorrt-rtx", not usable, found, "pip install 'voxedge[rtx]'" if usable else "")
+    yield _advise_rtx(report)
     if "tensorrt" in report.packages:
         yield _advise_loads(report, "tensorrt", "pip install --force-reinstall tensorrt")
     if report.gpus and report.providers:
         yield _advise_cuda_provider(report)
+
+
+def _advise_rtx(report: DeviceReport) -> Advice:
+    usable = any(gpu.compute_capability in RTX_DEVICES for gpu in report.gpus)
+    found = "not installed"
+    if "tensorrt-rtx" in report.packages:
+        loads = _advise_loads(report, "tensorrt-rtx", "pip install --force-reinstall --no-deps tensorrt-rtx")
+        if usable or not report.gpus or not loads.ok:
+            return loads
+        found = loads.found
+    elif usable:
+        return Advice("tensorrt-rtx", False, found, "pip install 'voxedge[rtx]'")
+    if report.gpus:
+        found += (
+            f"; it does not support this GPU's compute capability {report.gpus[0].capability}, use --target trt or "
+            "--backend cuda"
+        )
+    return Advice("tensorrt-rtx", True, f"{found}; only needed to build engines for other machines")
 
 
 def _advise_loads(report: DeviceReport, package: str, mend: str) -> Advice:

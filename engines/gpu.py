@@ -40,6 +40,11 @@ class Gpu:
     cuda: str
     """Newest CUDA version that the driver supports, such as `12.6`."""
 
+    @property
+    def capability(self) -> str:
+        """The compute capability as NVIDIA writes it, such as `8.7`."""
+        return f"{self.compute_capability // 10}.{self.compute_capability % 10}"
+
 
 def open_driver(library: str = "libcuda.so.1") -> Any:  # noqa: ANN401 - ctypes libraries have no static type
     """The driver's library, or None where no driver is installed."""

@@ -27,6 +27,8 @@ TARGETS: Mapping[EngineFlavour, Target] = MappingProxyType({flavour: target for 
 """The build target that a library serves."""
 OLDEST: Mapping[EngineFlavour, tuple[int, int]] = MappingProxyType({"tensorrt": (10, 3), "tensorrt_rtx": (1, 1)})
 """Oldest version whose names were checked (JetPack 6.1 has 10.3)."""
+RTX_DEVICES = (75, 80, 86, 89, 120, 121)
+"""Compute capabilities that TensorRT-RTX 1.7 knows, for where none is installed; one that is says it itself."""
 ONLY_IN: Mapping[str, EngineFlavour] = MappingProxyType(
     {
         "ComputeCapability": "tensorrt_rtx",

@@ -77,11 +77,14 @@ def find_host(library: Library, compute_capabilities: tuple[int, ...] = ()) -> B
 
     Raises:
         ConfigError: The library cannot compile for one of them.
-        BackendUnavailableError: None were named and there is no GPU here.
+        BackendUnavailableError: None were named and there is no GPU here, or one that the library has no kernels for.
     """
     place = platform.system().lower(), platform.machine()
     if not compute_capabilities:
         gpu = _local_gpu(library)
+        supported = library.devices()
+        if library.cross_builds and gpu.compute_capability not in supported:
+            raise unsupported(library, gpu, f"it has kernels for {', '.join(f'SM{device}' for device in supported)}")
         return BuildHost(library, (gpu.compute_capability,), gpu, *place, read_l4t())
     unknown = sorted(set(compute_capabilities) - set(library.devices()))
     if unknown:
@@ -90,6 +93,14 @@ def find_host(library: Library, compute_capabilities: tuple[int, ...] = ()) -> B
             f"found --sm {','.join(map(str, unknown))}. Leave --sm out on the device itself"
         )
     return BuildHost(library, tuple(sorted(set(compute_capabilities))), None, *place, read_l4t())
+
+
+def unsupported(library: Library, gpu: Gpu, reason: str) -> BackendUnavailableError:
+    """The error for a device that engines of this library never run on, so that no build would help."""
+    return BackendUnavailableError(
+        f"{library.flavour} {library.version} does not support this GPU's compute capability {gpu.capability} "
+        f"({gpu.name}; {reason}): use --target trt with --backend tensorrt, or --backend cuda"
+    )
 
 
 def timing_cache_path(host: BuildHost) -> Path:

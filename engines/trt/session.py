@@ -16,6 +16,7 @@ from typing import Any
 from voxedge.engines.errors import BackendUnavailableError, EngineMismatchError, InferenceError, VoxedgeError
 from voxedge.engines.trt.api import Library
 from voxedge.engines.trt.cuda import Cuda, DeviceMemory
+from voxedge.engines.trt.host import unsupported
 from voxedge.engines.trt.monitor import recent_errors, shared_logger
 from voxedge.engines.trt.staging import ALIGNMENT
 
@@ -41,7 +42,7 @@ class Session:
 
         Raises:
             EngineMismatchError: TensorRT refuses the file.
-            BackendUnavailableError: The driver is too old for the library.
+            BackendUnavailableError: The driver is too old for the library, or it has no kernels for this GPU.
             InferenceError: There is no room for its weights.
         """
         self.cuda.enter()
@@ -70,6 +71,8 @@ class Session:
                 f"the NVIDIA driver is older than the CUDA of {self.library.flavour} {self.library.version}: "
                 f"update it; `voxedge doctor` shows both ({text})"
             )
+        if "does not support this compute capability" in text:
+            return unsupported(self.library, self.cuda.gpu, text)
         if "memory" in text.lower():
             return InferenceError(f"no room for the engine {path.name}: {text}; use --memory staged, close programs")
         return refused(f"{path}: {self.library.flavour} {self.library.version} cannot open this engine")

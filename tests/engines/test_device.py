@@ -253,6 +253,10 @@ def test_desktop_advice(desktop: DeviceReport) -> None:
     none = topics(dataclasses.replace(desktop, gpus=(), packages={"onnxruntime": "1.23.0"}))
     assert none["gpu"].ok
     assert none["tensorrt-rtx"].ok
+    hopper = gpu.Gpu(0, "NVIDIA H100 80GB HBM3", 90, 85_000_000_000, False, "13.0")
+    for report in (dataclasses.replace(desktop, gpus=(hopper,)), dataclasses.replace(plain, gpus=(hopper,))):
+        found = topics(report)["tensorrt-rtx"].found
+        assert "does not support this GPU's compute capability 9.0, use --target trt or --backend cuda" in found
     assert not topics(dataclasses.replace(desktop, python="3.9.18"))["python"].ok
     assert not topics(dataclasses.replace(desktop, memory_available_bytes=1 << 30))["memory"].ok
 

@@ -136,4 +136,4 @@ def test_too_old(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_devices_of_the_installed_library() -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")
-    assert {75, 80, 86, 89, 120} <= set(api.load("tensorrt_rtx").devices())
+    assert api.load("tensorrt_rtx").devices() == api.RTX_DEVICES

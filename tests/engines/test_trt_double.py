@@ -11,7 +11,7 @@ import onnx
 import pytest
 from cache_graphs import cache_model, cache_spec
 from tensorrt_surface import API, members
-from trt_double import VERSIONS, CudaDouble, IllegalAccess, building, make_tensorrt, running
+from trt_double import VERSIONS, CudaDouble, IllegalAccess, building, device_of, make_tensorrt, running
 from trt_double.running import SCRATCH_BYTES, UndefinedBehaviour
 from trt_double.surface import Guarded
 
@@ -23,7 +23,7 @@ class Rig:
     """An engine of the double with a context, memory and a logger that keeps what it is told."""
 
     def __init__(self, version: str, path: Path, cuda: CudaDouble | None = None) -> None:
-        self.cuda = cuda or CudaDouble()
+        self.cuda = cuda or device_of(version)
         self.cuda.cuCtxSetCurrent(ctypes.c_void_p(1))
         self.trt = trt = make_tensorrt(version, self.cuda)
         self.said: list[str] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from cache_graphs import cache_spec, write_cache_bundle
-from trt_double import VERSIONS, CudaDouble, install
+from trt_double import VERSIONS, CudaDouble, device_of, install
 
 from voxedge.engines.errors import EngineMismatchError, InferenceError, MissingResourceError
 from voxedge.engines.trt.builder import build_bundle
@@ -18,7 +18,7 @@ from voxedge.runtime.cli.info import describe_engine
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_layers_of_an_engine(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, version, CudaDouble())
+    install(monkeypatch, version, device_of(version))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = write_cache_bundle(tmp_path / "bundle", cache_spec())
     [record] = build_bundle(bundle, BuildConfig(target="rtx" if version.startswith("rtx") else "trt"))

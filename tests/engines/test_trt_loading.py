@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_graphs import cache_spec, write_cache_bundle
-from trt_double import VERSIONS, CudaDouble, install
+from trt_double import VERSIONS, CudaDouble, device_of, install
 from trt_double.building import TIMING_MAGIC, read_plan
 from trt_double.running import Runtime
 
@@ -24,12 +24,16 @@ from voxedge.engines.errors import (
     InferenceError,
 )
 from voxedge.engines.loader import GraphLoader, LoadOptions
+from voxedge.engines.stamps import EngineFlavour
 from voxedge.engines.trt import config as configuration
 from voxedge.engines.trt import host
-from voxedge.engines.trt.api import parse_version
+from voxedge.engines.trt.api import Library, parse_version
+from voxedge.engines.trt.api import load as load_library
 from voxedge.engines.trt.builder import build_bundle
 from voxedge.engines.trt.config import BuildConfig
+from voxedge.engines.trt.cuda import open_cuda
 from voxedge.engines.trt.monitor import BuildProgress
+from voxedge.engines.trt.session import Session
 
 TRT = BuildConfig(target="trt")
 
@@ -163,6 +167,42 @@ def test_no_driver_and_no_device(bundle: Bundle, orin: CudaDouble, monkeypatch: 
         load(bundle)
 
 
+H100 = {"name": "NVIDIA H100 80GB HBM3", "capability": 90, "total": 80 << 30, "integrated": False}
+ADVICE = (
+    r"1\.7\.1\.116 does not support this GPU's compute capability 9\.0 \(NVIDIA H100 80GB HBM3; .*\): "
+    "use --target trt with --backend tensorrt, or --backend cuda"
+)
+
+
+def test_a_gpu_that_rtx_has_no_kernels_for(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No build would help, so none is made and none is asked for."""
+    install(monkeypatch, "rtx-1.7", CudaDouble(**H100))
+    with pytest.raises(BackendUnavailableError, match=ADVICE):
+        build_bundle(bundle, BuildConfig())
+    assert not (bundle.root / "engines").exists()
+    with pytest.raises(BackendUnavailableError, match=ADVICE) as caught:
+        GraphLoader(bundle, LoadOptions("tensorrt_rtx"))
+    assert "voxedge build" not in str(caught.value)
+    build_bundle(bundle, BuildConfig(compute_capabilities=(89,)))  # for other machines it can
+    caplog.set_level(logging.INFO)
+    assert GraphLoader(bundle, LoadOptions()).backend == "cpu"
+    assert any("backend auto: not tensorrt_rtx" in message for message in caplog.messages)
+
+
+def test_what_rtx_itself_says_of_such_a_gpu(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its list of devices and its kernels do not agree."""
+    cuda = CudaDouble(**H100)
+    install(monkeypatch, "rtx-1.7", cuda)
+    library = host.find_host(host_library("tensorrt_rtx"), (89,)).library
+    build_bundle(bundle, BuildConfig(compute_capabilities=(89,)))
+    session = Session(library, open_cuda())
+    with pytest.raises(BackendUnavailableError, match=ADVICE):
+        session.open(bundle.root / "engines/rtx/grow.engine")
+    session.close()
+
+
 def test_auto_takes_engines_that_fit_and_says_so(
     bundle: Bundle, orin: CudaDouble, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -202,7 +242,7 @@ def test_short_memory_stages(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_blockwise_graphs_and_old_parsers(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, version, CudaDouble())
+    install(monkeypatch, version, device_of(version))
     bundle = write_cache_bundle(tmp_path / "blocks", cache_spec(name="first"), cache_spec(opset=21))
     config = BuildConfig(target="rtx" if version.startswith("rtx") else "trt")
     if version != "10.3":
@@ -240,10 +280,8 @@ def test_hardware_compatibility(bundle: Bundle, monkeypatch: pytest.MonkeyPatch)
         build_bundle(bundle, wide)
 
 
-def host_library():  # noqa: ANN201 - a `Library`
-    from voxedge.engines.trt.api import load as load_library
-
-    return load_library("tensorrt")
+def host_library(flavour: EngineFlavour = "tensorrt") -> Library:
+    return load_library(flavour)
 
 
 @pytest.mark.parametrize("version", ["10.3", "10.13", "11.4"])
@@ -280,7 +318,7 @@ def test_a_timing_cache_that_cannot_be_saved_costs_no_engine(
 @pytest.mark.parametrize("version", VERSIONS)
 def test_fp32_is_fp32(version: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT would round FP32 products to TF32 unless told not to."""
-    install(monkeypatch, version, CudaDouble())
+    install(monkeypatch, version, device_of(version))
     target = "rtx" if version.startswith("rtx") else "trt"
     [record, _] = build_bundle(bundle, BuildConfig(target=target))  # type: ignore[arg-type]
     plan = read_plan(record.path.read_bytes())
@@ -290,7 +328,7 @@ def test_fp32_is_fp32(version: str, bundle: Bundle, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_progress_and_workspace(version: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, version, CudaDouble())
+    install(monkeypatch, version, device_of(version))
     target = "rtx" if version.startswith("rtx") else "trt"
     seen: list[BuildProgress] = []
     build_bundle(bundle, BuildConfig(target=target), seen.append)  # type: ignore[arg-type]

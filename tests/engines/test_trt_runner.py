@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_graphs import LONGEST, cache_spec, write_cache_bundle
-from trt_double import VERSIONS, CudaDouble, install
+from trt_double import VERSIONS, CudaDouble, device_of, install
 from trt_double.running import IExecutionContext
 
 from voxedge.engines.backend import Buffer
@@ -47,7 +47,7 @@ def stand(
     weights: WeightsMode = "embedded",
     graphs: int = 8,
 ) -> Stand:
-    cuda = CudaDouble(integrated=integrated)
+    cuda = device_of(version, integrated=integrated)
     install(monkeypatch, version, cuda)
     monkeypatch.setenv("XDG_CACHE_HOME", str(path / "cache"))
     bundle = write_cache_bundle(path / "bundle", cache_spec(width), cache_spec(width, name="other"))

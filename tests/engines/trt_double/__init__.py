@@ -7,6 +7,6 @@ GPU; wherever it is used, it is named as a double.
 """
 
 from trt_double.cuda import CudaDouble, IllegalAccess
-from trt_double.module import VERSIONS, install, make_tensorrt
+from trt_double.module import VERSIONS, device_of, install, make_tensorrt
 
-__all__ = ["VERSIONS", "CudaDouble", "IllegalAccess", "install", "make_tensorrt"]
+__all__ = ["VERSIONS", "CudaDouble", "IllegalAccess", "device_of", "install", "make_tensorrt"]

@@ -52,6 +52,11 @@ def make_tensorrt(version: str, cuda: CudaDouble) -> Any:
     return TensorRtDouble(version, cuda)
 
 
+def device_of(version: str, **changed: Any) -> CudaDouble:
+    """A device that this version has kernels for: a Jetson, for TensorRT-RTX a desktop's GPU."""
+    return CudaDouble(**{"name": "RTX 4090", "capability": 89} | changed if version.startswith("rtx") else changed)
+
+
 def install(monkeypatch: pytest.MonkeyPatch, version: str, cuda: CudaDouble) -> Any:
     """Put the doubles where voxedge looks for the libraries; returns the module."""
     module, real = make_tensorrt(version, cuda), ctypes.CDLL

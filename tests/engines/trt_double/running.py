@@ -36,14 +36,24 @@ class Runtime(Guarded):
         plan = read_plan(bytes(data))
         problem = "the plan is damaged" if plan is None else self._problem(plan[0])
         if plan is None or problem:
-            self._logger.log(ILogger.ERROR, f"IRuntime::deserializeCudaEngine: Error Code 1: {problem}")
+            code = 6 if problem.startswith("API Usage") else 1
+            self._logger.log(ILogger.ERROR, f"IRuntime::deserializeCudaEngine: Error Code {code}: {problem}")
             return None
         return self._trt.ICudaEngine(self._logger, *plan)
 
     def _problem(self, header: dict[str, Any]) -> str:
         if header["version"] != self._trt.__version__:
             return f"safeVersionRead == safeSerializationVersion failed ({header['version']})"
-        if self._trt._cuda.capability not in header["devices"]:
+        capability = self._trt._cuda.capability
+        kernels = getattr(self._trt, "ComputeCapability", None)  # TensorRT-RTX alone has it
+        if kernels is not None and not hasattr(kernels, f"SM{capability}"):
+            number = f"{capability // 10}.{capability % 10}"
+            return (  # in 1.7.1's own words on an H100
+                f"API Usage Error (The engine cannot run on this GPU, which has compute capability {number}. Supported "
+                "compute capabilities: None. TensorRT-RTX does not support this compute capability, so the engine "
+                "cannot be rebuilt for it.)"
+            )
+        if capability not in header["devices"]:
             return f"the engine is for SM {header['devices']}"
         if self._trt._cuda.used + 2 * SCRATCH_BYTES > self._trt._cuda.total:
             return "OutOfMemory: no memory for the weights"
