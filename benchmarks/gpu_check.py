@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_decode import GRAPH, TARGETS, Findings, Plan, Traffic, decode, first_line, row
+from gpu_decode import GRAPH, TARGETS, Findings, Plan, Traffic, decode, decode_table, first_line, row
 from gpu_steps import place
 from machine import describe
-from report import text_table
+from report import replace_region, text_table
 from shapes import SHAPES, LmShape, write_checkpoint
 
 from voxedge.engines.bundle import Bundle
@@ -210,8 +210,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="visits that count")
     parser.add_argument("--peak-gb-s", type=float, help="the device's memory bandwidth, 3350 for an H100 SXM")
     parser.add_argument("--output", type=Path, help="write everything as JSON")
+    parser.add_argument("--markdown", type=Path, help="Markdown file to put the table of steps into")
     options = parser.parse_args()
     findings = run(options)
+    if options.markdown and findings.found.get("decode"):
+        replace_region(options.markdown, "gpu_decode", decode_table(findings.found))
     traffic = None if options.shape == "none" else Traffic(SHAPES[options.shape], options.peak_gb_s)
     print(tables(findings, traffic))
 

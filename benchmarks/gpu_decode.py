@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 from gpu_steps import FixedSteps, Logits, OurSteps, Steps, TransformersSteps
+from machine import Machine
+from report import machine_lines, markdown_table
 from shapes import LmShape
 
 from voxedge.engines.bundle import Bundle
@@ -238,6 +240,21 @@ def decode(checkpoint: Path, bundle: Bundle, plan: Plan, findings: Findings) -> 
         findings.add("decode", [asdict(figure) for figure in figures])
     figures += time_prefill(engines, plan.prefill, plan.rounds, findings.failures)
     findings.add("decode", [asdict(figure) for figure in figures])
+
+
+def decode_table(found: dict[str, Any]) -> str:
+    """Decode steps and prefills as Markdown: a row for each engine, milliseconds, and the spread of the rounds."""
+    cells: dict[tuple[str, int], dict[str, str]] = {}
+    for figure in found["decode"]:
+        rounds = figure["rounds_ms"]
+        text = f"{figure['ms']:.2f} ({min(rounds):.2f}-{max(rounds):.2f})"
+        cells.setdefault((figure["kind"], figure["tokens"]), {})[figure["engine"]] = text
+    columns = sorted(cells)
+    engines = list(dict.fromkeys(figure["engine"] for figure in found["decode"]))
+    rows = [(engine, *(cells[column].get(engine, "") for column in columns)) for engine in engines]
+    gpus = ", ".join(f"{gpu['name']}, driver {found['device']['driver']}" for gpu in found["device"]["gpus"])
+    header = ("ms", *(f"{kind} {tokens}" if kind == "prefill" else f"{kind} @{tokens}" for kind, tokens in columns))
+    return f"GPU: {gpus}. {machine_lines(Machine(**found['machine']))}\n\n{markdown_table(header, rows)}"
 
 
 def row(figure: dict[str, Any], traffic: Traffic, errors: dict[str, float | None]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import gpu_decode
 import gpu_steps
 import numpy as np
 from cache_graphs import cache_spec, write_cache_bundle
+from machine import describe
 from shapes import SHAPES
 from trt_double import CudaDouble, install
 
@@ -126,6 +128,24 @@ def test_a_step_is_compared_with_what_it_reads() -> None:
     # 447e6 matrix elements of two bytes in a millisecond
     assert gpu_decode.row(figure, traffic, {"a": None}) == ("a", "decode 0", "1.000", "1000", "894", "27 %", "")
     assert traffic.read_gb(512) - traffic.read_gb(0) == pytest.approx(512 * 2 * 28 * 8 * 128 * 2e-9)
+
+
+def test_the_table_of_the_documentation() -> None:
+    figures = [
+        gpu_decode.Figure("graph", "prefill", 256, 6.0, (5.0, 6.0, 7.0)),
+        gpu_decode.Figure("loop", "decode", 512, 5.5, (4.6, 5.5, 6.4)),
+        gpu_decode.Figure("graph", "decode", 0, 2.7, (2.6, 2.7, 2.8)),
+    ]
+    found = {
+        "machine": dataclasses.asdict(describe(("numpy",))),
+        "device": {"driver": "580.1", "gpus": [{"name": "H100"}]},
+        "decode": [dataclasses.asdict(figure) for figure in figures],
+    }
+    first, *_, header, _, graph, loop = gpu_decode.decode_table(found).splitlines()
+    assert first.startswith("GPU: H100, driver 580.1. Machine: ")
+    assert header == "| ms | decode @0 | decode @512 | prefill 256 |"
+    assert graph == "| graph | 2.70 (2.60-2.80) |  | 6.00 (5.00-7.00) |"
+    assert loop == "| loop |  | 5.50 (4.60-6.40) |  |"
 
 
 def test_engines_that_cannot_be_built_are_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
