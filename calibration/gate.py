@@ -11,6 +11,10 @@ well (see the comments). Of the random models the worst output of any graph was:
 | FP16 with FP32 | 51 dB | 66 dB | 38 dB | 36 dB |
 | FP16, one flavour with the other | 51 dB | | | |
 
+Codes of the small random codec agreed at 92 % with INT8 weights and 55 % with INT4 (31 and 14 dB of state): each
+codebook describes what the ones before left over, so one code that differs changes those behind it in its frame. The
+limits are about half of that, at FP32 a tie in a hundred.
+
 One rounding costs 2**-24 / sqrt(3) of a value's size at FP32 (149 dB) and 2**-11 / sqrt(3) at FP16 (71 dB); n roundings
 that do not know of each other cost 10 log10(n) dB more.
 """

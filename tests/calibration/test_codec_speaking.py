@@ -14,12 +14,16 @@ from voxedge.calibration.quantise.bundle import quantise_bundle
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.recording import Recording, RecordingLoader
 from voxedge.calibration.sets import CalibrationSet, Line
+from voxedge.calibration.speaking import Probe
+from voxedge.calibration.verify import VerifyConfig, verify_bundle
 from voxedge.engines.bundle import Bundle
 from voxedge.runtime.codec import Codec
 from voxedge.runtime.codec_settings import DECODER, ENCODER
 from voxedge.runtime.config import SynthesisConfig
 from voxedge.runtime.sampling import SamplingConfig
 from voxedge.runtime.systems.base import Stopwatch, Utterance
+
+PROBE = Probe("Hello there.", min_tokens=12, max_tokens=24, seed=3)
 
 
 def quiet(step: str, done: int, total: int) -> None:
@@ -73,6 +77,12 @@ def test_the_quantiser_keeps_fp32(bundle: Bundle, tmp_path: Path) -> None:
         assert "int8-weight" in found.values()
         kept = {precision for path, precision in found.items() if path.startswith("/quantizer/")}
         assert kept == {"fp32"}
+    report = verify_bundle(rounded.root, bundle.root, None, VerifyConfig(probes=(PROBE,)))
+    [encoder] = [graph for graph in report.graphs if graph.name == ENCODER and graph.against == "reference"]
+    assert encoder.code_agreement is not None
+    assert 0.5 < encoder.code_agreement < 1.0  # judged as names, whose signal to noise would be about 10 dB
+    judged = {check.limit_name for check in report.checks if ENCODER in check.subject and check.passed}
+    assert judged == {"min_code_agreement", "min_graph_snr_db"}
     codes = np.random.default_rng(0).integers(0, 4, (2, 12))
     single, eight = (
         Codec.from_pretrained(each.root, backend="cpu", threads=1).decode(codes) for each in (bundle, rounded)

@@ -76,3 +76,15 @@ def test_log_spectral_distance_of_silent_short_and_unequal_sounds_is_finite() ->
     assert metrics.log_spectral_distance_db(np.zeros((50, 1)), np.zeros((50, 1))) == 0.0
     assert math.isfinite(metrics.log_spectral_distance_db(np.zeros((50, 1)), sound[:50]))
     assert math.isfinite(metrics.log_spectral_distance_db(sound, np.zeros((3000, 1))))
+
+
+def test_codes_are_judged_as_names() -> None:
+    """A code that is off by one is as wrong as any other."""
+    true = np.arange(100, dtype=np.int32)
+    near, far = true.copy(), true.copy()
+    near[7], far[7] = 8, 99
+    for wrong in (near, far):
+        assert metrics.compare("codes", true, wrong).agreement == 0.99
+    worst = metrics.worst([metrics.compare("codes", true, each) for each in (true, near)])
+    assert worst.agreement == 0.99
+    assert metrics.compare("y", true.astype(np.float32), near.astype(np.float32)).agreement is None

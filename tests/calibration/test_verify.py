@@ -307,6 +307,17 @@ def test_failures_say_which_graph_and_output() -> None:
     assert broken == "graph tiny (ort, fp16): expected numbers, found 50 % NaN or infinity, in a, b, c and 2 more"
 
 
+def test_codes_are_judged_by_how_many_agree_alone() -> None:
+    codes = TensorDifference("codes", 3.0, 0.9, 900.0, 1.0, agreement=0.895)
+    report = dataclasses.replace(graph_report("reference", 31.0), outputs=(codes,))
+    limits = dataclasses.replace(GATE, min_code_agreement=0.9)
+    assert report.worst is None
+    assert failed(graph_checks(report, limits)) == [
+        "graph tiny (ort, fp16): expected at least 90 % of codes that are the same, found 89.5 %"
+    ]
+    assert failed(graph_checks(report, dataclasses.replace(limits, min_code_agreement=0.89))) == []
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
