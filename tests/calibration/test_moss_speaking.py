@@ -102,9 +102,12 @@ def test_rounded_bundles_are_verified(
     report = verify_bundle(rounded.root, bundle.root, None, VerifyConfig(probes=(PROBE,), codec=codec_bundle))
     assert_whole(report, bundle)
     # 8 bits keep 40 dB of one product's weights, 4 bits 15 dB; six layers and the embeddings each add their own error.
-    # INT8 activations of the gate, two numbers of random weights, keep 5 dB.
-    worst = min(graph.worst.snr_db for graph in report.graphs if graph.worst and graph.against == "reference")
-    assert {"int8": 1.0, "int8-weight": 10.0, "int4-weight": -3.0}[precision] < worst < 60.0
+    # The logits of the delay model are in its backbone. What stands behind is random and chaotic: v1's text channel keeps 11 dB with INT8 weights, 18 dB less with 4
+    # bits, and two numbers of a gate keep 5 dB of INT8 activations.
+    compared = [graph for graph in report.graphs if graph.worst and graph.against == "reference"]
+    worst = {graph.name: graph.worst.snr_db for graph in compared if graph.worst}
+    assert {"int8": 0.5, "int8-weight": 15.0, "int4-weight": 0.0}[precision] < worst["backbone"] < 60.0
+    assert min(worst.values()) > {"int8": -8.0, "int8-weight": 8.0, "int4-weight": -10.0}[precision]
     assert all(item.code_agreement in (None, 1.0) for item in report.graphs)
 
 
