@@ -102,8 +102,8 @@ def test_rounded_bundles_are_verified(
     report = verify_bundle(rounded.root, bundle.root, None, VerifyConfig(probes=(PROBE,), codec=codec_bundle))
     assert_whole(report, bundle)
     # 8 bits keep 40 dB of one product's weights, 4 bits 15 dB; six layers and the embeddings each add their own error.
-    # The logits of the delay model are in its backbone. What stands behind is random and chaotic: v1's text channel keeps 11 dB with INT8 weights, 18 dB less with 4
-    # bits, and two numbers of a gate keep 5 dB of INT8 activations.
+    # The delay model's logits are in its backbone. What stands behind is random and chaotic: v1's text channel keeps
+    # 11 dB with INT8 weights, 18 dB less with 4 bits, and two numbers of a gate keep 5 dB of INT8 activations.
     compared = [graph for graph in report.graphs if graph.worst and graph.against == "reference"]
     worst = {graph.name: graph.worst.snr_db for graph in compared if graph.worst}
     assert {"int8": 0.5, "int8-weight": 15.0, "int4-weight": 0.0}[precision] < worst["backbone"] < 60.0
