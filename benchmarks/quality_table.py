@@ -117,6 +117,8 @@ def time_all(bundles: Mapping[str, Path], settings: Settings, rounds: int, threa
                 voice, meter = voices[name], LoadMeter(())
                 sampling = voice.default_config.sampling
                 limits = {"min_tokens": tokens, "max_tokens": tokens} if tokens else {"max_tokens": probe.max_tokens}
+                if not tokens and "codebooks" in voice.bundle.manifest.settings:
+                    limits["min_tokens"] = probe.min_tokens  # random weights may end at once
                 config = dataclasses.replace(voice.default_config, sampling=dataclasses.replace(sampling, **limits))
                 audio = voice.synthesize(probe.text, description=probe.description, seed=probe.seed, config=config)
                 codes = len(voice.bundle.manifest.settings.get("codebooks", "1"))  # that one step draws
