@@ -107,6 +107,7 @@ def decoders(checkpoint: Path, bundle: Bundle, plan: Plan, failures: dict[str, s
     graphs = plan.steps * len(plan.contexts)  # a growing past needs one for each length
     makers: dict[str, Callable[[], Steps]] = {
         "onnxruntime cuda": lambda: OurSteps(_ort_engine(bundle, "cuda"), capacity),
+        "onnxruntime cuda, CUDA graphs": lambda: OurSteps(_ort_engine(bundle, "cuda", graphs=True), capacity),
         "onnxruntime cuda, fixed buffers": lambda: _fixed(bundle, capacity, False),
         "onnxruntime cuda, fixed buffers, CUDA graph": lambda: _fixed(bundle, capacity, True),
         "transformers, torch.compile": lambda: TransformersSteps(folder, capacity, mode="reduce-overhead"),
@@ -166,9 +167,9 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:500]
 
 
-def _ort_engine(bundle: Bundle, device: Literal["cpu", "cuda"]) -> OrtEngine:
+def _ort_engine(bundle: Bundle, device: Literal["cpu", "cuda"], graphs: bool = False) -> OrtEngine:
     spec = bundle.manifest.graph(GRAPH, "ort")
-    return OrtEngine(bundle.graph_path(spec), spec, OrtOptions(device=device))
+    return OrtEngine(bundle.graph_path(spec), spec, OrtOptions(device=device, cuda_graphs=graphs))
 
 
 def _fixed(bundle: Bundle, capacity: int, graph: bool) -> FixedSteps:

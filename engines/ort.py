@@ -7,6 +7,7 @@ Does not choose graphs or devices (see `engines.loader`) and never copies a cach
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from voxedge.engines.backend import Array, Buffer, check_feeds
+from voxedge.engines.backend import Array, Binding, Buffer, check_feeds
 from voxedge.engines.errors import BackendUnavailableError, BundleError, InferenceError
 from voxedge.engines.manifest import DType, GraphSpec
 from voxedge.engines.ort_binding import OrtBinding, first_line
+from voxedge.engines.ort_graphs import CapturedBinding, run_options
 
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -50,6 +52,8 @@ class OrtOptions:
     """Threads of one operator; None means the physical cores that this process may use."""
     spinning: bool = True
     """Idle threads wait busily: about 15 % faster steps, but the cores are not free in between."""
+    cuda_graphs: bool = False
+    """On CUDA: capture decode steps with fused attention, see `engines.ort_graphs`. It has not run on a GPU yet."""
 
 
 class OrtEngine:
@@ -64,6 +68,8 @@ class OrtEngine:
         """
         self._runtime = load_onnxruntime(options.device, spec.min_onnxruntime)
         self.spec, self.device = spec, options.device
+        self._captures = options.cuda_graphs and options.device == "cuda" and spec.flavour == "ort"
+        self._numbers = itertools.count(1)
         self._session = self._open(path, options)
         self._check_boundary(path)
 
@@ -75,7 +81,8 @@ class OrtEngine:
             # faster, since one row at a time is bound by memory.
             settings.add_session_config_entry("session.disable_prepacking", "1")
         try:
-            session = self._runtime.InferenceSession(str(path), settings, providers=[_provider(provider)])
+            chosen = [_provider(provider, self._captures)]
+            session = self._runtime.InferenceSession(str(path), settings, providers=chosen)
         except Exception as error:  # ONNX Runtime raises its own types, which have no common base
             raise BundleError(
                 f"{path}: expected a graph that ONNX Runtime {self._runtime.__version__} can load; it says: "
@@ -128,15 +135,18 @@ class OrtEngine:
         whole: Array = value.numpy()
         return whole.reshape(-1)[skipped : skipped + count].reshape(buffer.shape)
 
-    def binding(self) -> OrtBinding:
+    def binding(self) -> Binding:
         """A new binding of this session."""
+        if self._captures:
+            return CapturedBinding(self._session, self.spec, self._runtime, self.device, self._numbers)
         return OrtBinding(self._session, self.spec, self.device)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once from host to host."""
         check_feeds(self.spec, feeds)
+        options = run_options(self._runtime) if self._captures else None
         try:
-            results = self._session.run(None, dict(feeds))
+            results = self._session.run(None, dict(feeds), options)
         except Exception as error:  # as above
             raise InferenceError(f"graph {self.spec.name} failed: {first_line(error)}") from error
         return dict(zip((tensor.name for tensor in self.spec.outputs), results, strict=True))
@@ -231,7 +241,7 @@ def newer_or_equal(version: str, minimum: str) -> bool:
     return _version(version) >= _version(minimum)
 
 
-def _provider(name: str) -> str | tuple[str, dict[str, str]]:
+def _provider(name: str, captures: bool = False) -> str | tuple[str, dict[str, str]]:
     if name != PROVIDERS["cuda"]:
         return name
     return name, {
@@ -240,6 +250,7 @@ def _provider(name: str) -> str | tuple[str, dict[str, str]]:
         "cudnn_conv_algo_search": "HEURISTIC",
         # On by default, and gives FP32 products the 11 bits of FP16; an FP32 island is there because those are too few.
         "use_tf32": "0",
+        "enable_cuda_graph": str(int(captures)),
     }
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
+import cuda_stand_in
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_voice import tiny_voice
 
@@ -18,8 +20,10 @@ from voxedge.engines.backend import Buffer
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError, InferenceError
 from voxedge.engines.loader import choose_graph
-from voxedge.engines.manifest import DimRange, DType, GraphSpec, Manifest, TensorSpec
+from voxedge.engines.manifest import DimRange, DType, Flavour, GraphSpec, Manifest, TensorSpec
+from voxedge.engines.ort import OrtEngine, OrtOptions
 from voxedge.engines.ort_binding import OrtBinding
+from voxedge.runtime.decoder import Decoder, KvCache
 
 SPEC = GraphSpec(
     name="sum",
@@ -134,6 +138,78 @@ def test_a_copy_that_fails_is_the_graphs_failure() -> None:
         binding.run()
 
 
+GRAPH = "speech_expert"
+
+
+def decoder(device: Literal["cpu", "cuda"], flavour: Flavour, graphs: bool = False) -> tuple[Decoder, OrtEngine]:
+    bundle = Bundle.open(tiny_voice())
+    spec = bundle.manifest.graph(GRAPH, flavour)
+    engine = OrtEngine(bundle.graph_path(spec), spec, OrtOptions(device=device, threads=1, cuda_graphs=graphs))
+    return Decoder(engine), engine
+
+
+def logits(found: Decoder) -> list[np.ndarray]:
+    """Of two caches: prompts, steps, a prompt in between, the first cache anew, and steps from an empty one."""
+    rows = []
+    caches = [KvCache(found.engine, found.cache_shape, positions) for positions in (40, 100)]
+    parts = (0, [5, 1, 1, 1, 1, 3, 1, 1, 1]), (1, [1, 1, 1, 1, 4, 1, 1, 1]), (0, [2, 1, 1, 1, 1]), (0, [1, 1, 1])
+    for number, lengths in parts:
+        caches[number].clear()
+        for length in lengths:
+            ids = (np.arange(length) * 7 + len(rows)).astype(np.int32) % 60
+            rows.append(found.forward(ids, caches[number]).copy())
+    return rows
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = {"cpu": onnxruntime, "cuda": cuda_stand_in.Module}
+    monkeypatch.setattr(ort, "load_onnxruntime", lambda device, *_: modules[device])
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("flavour", ["ort", "portable"])
+def test_a_decoder_gives_the_logits_of_the_cpu(cuda: None, flavour: Flavour, graphs: bool) -> None:
+    ours, engine = decoder("cuda", flavour, graphs)
+    found, expected = logits(ours), logits(decoder("cpu", flavour)[0])
+    assert np.abs(expected[1] - expected[2]).max() > 1e-2  # they differ from step to step
+    for mine, theirs in zip(found, expected, strict=True):
+        # The same kernels on the same values; memory that is aligned otherwise can move a sum's last bits.
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    runs = engine._session.runs
+    if graphs and flavour == "ort":
+        # Free are the 4 prompts and the first step over another cache; the next is captured, the others are replayed.
+        assert runs == {"free": 4 + 3, "captured": 3, "replayed": 5 + 5 + 2 + 3, "released": 2}
+    else:
+        assert runs == {"free": len(found)}
+
+
+def test_a_captured_graph_forgets_a_cache_that_moved(cuda: None) -> None:
+    ours, engine = decoder("cuda", "ort", True)
+    first, second = (KvCache(engine, ours.cache_shape, 10) for _ in range(2))
+
+    def steps(cache: KvCache, token: int) -> list[np.ndarray]:
+        return [ours.forward(np.array([token], np.int32), cache).copy() for _ in range(4)]
+
+    expected = steps(second, 4)
+    second.clear()
+    steps(first, 3)
+    for mine, theirs in zip(steps(second, 4), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert engine._session.runs == {"free": 3, "captured": 3, "replayed": 6, "released": 2}
+
+
+def test_seldom_calls_are_never_captured(cuda: None) -> None:
+    bundle = Bundle.open(tiny_voice())
+    spec = bundle.manifest.graph(GRAPH, "ort")
+    ours, _ = decoder("cpu", "ort")
+    sizes = {"batch": 1, "new": 1, "capacity": 64}
+    feeds = {tensor.name: np.zeros(tensor.sizes(sizes), tensor.dtype) for tensor in spec.inputs}
+    feeds["total"][:] = 1
+    captured = OrtEngine(bundle.graph_path(spec), spec, OrtOptions(device="cuda", threads=1, cuda_graphs=True))
+    np.testing.assert_allclose(captured.run(feeds)["logits"], ours.engine.run(feeds)["logits"], rtol=1e-5, atol=1e-5)
+
+
 def with_cache(dtype: DType) -> Manifest:
     """The tiny voice's manifest, its caches in another number format."""
     manifest = Bundle.open(tiny_voice()).manifest
@@ -178,4 +254,5 @@ def test_fp32_is_fp32_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     name, options = ort._provider("CUDAExecutionProvider")
     assert name == "CUDAExecutionProvider"
     assert options["use_tf32"] == "0"
+    assert options["enable_cuda_graph"] == "0"
     assert ort._provider("CPUExecutionProvider") == "CPUExecutionProvider"
