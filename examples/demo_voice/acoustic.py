@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from examples.demo_voice.corpus import Corpus
 from examples.demo_voice.speech_tokenizer import CODES, DIGITS, LEVELS, digits_table
 from examples.demo_voice.vocoder import LATENTS, LATENTS_PER_TOKEN
 from voxedge.export.checkpoint.dit import DitConfig
@@ -36,7 +33,7 @@ CONFIG = DitConfig(
 )
 _ROTARY_THETA = 10_000.0
 _FROM_ZERO = ("to_out.weight", "ff.ff.2.weight", "project_out.weight", "process_conv.weight")
-_CROP_TOKENS, _BATCH = 48, 24
+_CROP_TOKENS = 48
 _LOG_SIGMA_MEAN, _LOG_SIGMA_STD = 0.3, 1.6  # much noise is what few solver steps see most
 
 
@@ -57,7 +54,7 @@ class Acoustic(nn.Module):
 
     def losses(
         self, tokens: Tensor, latents: Tensor, log_sigma: Tensor, noise: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch: tokens [B, T], latents and noise [B, 32, 2 T], log_sigma [B]."""
         sigma = log_sigma.exp()[:, None, None]
         total = (sigma**2 + SIGMA_DATA**2).sqrt()
@@ -67,36 +64,39 @@ class Acoustic(nn.Module):
         clean = noisy * (SIGMA_DATA / total) ** 2 + raw * (sigma * SIGMA_DATA / total)
         squares = ((clean - latents) ** 2).mean((1, 2))  # [B]
         loss = (squares * (total / (sigma * SIGMA_DATA))[:, 0, 0] ** 2).mean()
-        noisiest = squares[log_sigma > 1.5]
-        return loss, {"loss": loss.item(), "noisiest": noisiest.mean().item() if len(noisiest) else math.nan}
+        noisy_rows = log_sigma > 1.5
+        return loss, {"loss": loss, "noisiest": (squares * noisy_rows).sum() / noisy_rows.sum().clamp(min=1)}
 
 
-def scale_of(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+class Crops:
+    """Tokens and latents of the corpus, to draw from."""
+
+    def __init__(self, codes: Tensor, latents: Tensor, first: int) -> None:
+        """Put them on a device.
+
+        Args:
+            codes: [tokens].
+            latents: [2 tokens, 32].
+            first: Token that training begins at.
+        """
+        self.scale = scale_of(latents)
+        self._codes, self._latents, self._first = codes, latents, first
+
+    def batch(self, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Random crops, see `Acoustic.losses`; like windows of a stream they begin and end anywhere."""
+        device = self._codes.device
+        spare = len(self._codes) - self._first - _CROP_TOKENS
+        start = self._first + torch.randint(spare, (size, 1), device=device)
+        tokens = self._codes[start + torch.arange(_CROP_TOKENS, device=device)].long()
+        span = _CROP_TOKENS * LATENTS_PER_TOKEN
+        cut = self._latents[start * LATENTS_PER_TOKEN + torch.arange(span, device=device)].float() / self.scale
+        log_sigma = _LOG_SIGMA_MEAN + _LOG_SIGMA_STD * torch.randn(size, device=device)
+        return tokens, cut.transpose(1, 2), log_sigma, torch.randn(size, LATENTS, span, device=device)
+
+
+def scale_of(latents: Tensor) -> Tensor:
     """Root mean square of each channel, [32]; the decoder takes it back in its first convolution."""
-    return np.sqrt((latents.astype(np.float32) ** 2).mean(0))  # type: ignore[no-any-return]
-
-
-def batch(
-    corpus: Corpus,
-    usable: int,
-    codes: npt.NDArray[np.int16],
-    latents: npt.NDArray[np.float16],
-    scale: npt.NDArray[np.float32],
-    rng: np.random.Generator,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random crops, see `Acoustic.losses`; like windows of a stream they begin and end anywhere."""
-    starts = rng.integers(0, int(corpus.ends[usable]) - _CROP_TOKENS, _BATCH)
-    tokens = np.stack([codes[at : at + _CROP_TOKENS] for at in starts]).astype(np.int64)
-    span = LATENTS_PER_TOKEN * _CROP_TOKENS
-    cut = np.stack([latents[LATENTS_PER_TOKEN * at : LATENTS_PER_TOKEN * at + span] for at in starts]) / scale
-    log_sigma = rng.normal(_LOG_SIGMA_MEAN, _LOG_SIGMA_STD, _BATCH).astype(np.float32)
-    noise = rng.standard_normal((_BATCH, LATENTS, span), dtype=np.float32)
-    return (
-        torch.from_numpy(tokens),
-        torch.from_numpy(cut.astype(np.float32)).transpose(1, 2),
-        torch.from_numpy(log_sigma),
-        torch.from_numpy(noise),
-    )
+    return (latents.float() ** 2).mean(0).sqrt()
 
 
 def _initialise(dit: DiffusionTransformer) -> None:

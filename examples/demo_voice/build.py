@@ -7,6 +7,8 @@ last one writes FOLDER/checkpoint, which `examples/built_in_voice.py` exports.
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,27 +18,39 @@ from examples.demo_voice import stages, synthesiser
 from examples.demo_voice.stages import Sizes, Work
 
 FULL = Sizes(
-    shards=46,
-    per_shard=500,
-    workers=2,
-    tokenizer_steps=1600,
-    vocoder_steps=1300,
-    text_steps=240,
-    speech_steps=9012,
-    both_steps=1900,
-    acoustic_steps=2000,
+    shards=1200,
+    per_shard=100,
+    workers=len(os.sched_getaffinity(0)),
+    heard=300,
+    first=48,
+    tokenizer_steps=4000,
+    tokenizer_batch=256,
+    vocoder_steps=4000,
+    vocoder_batch=64,
+    text_steps=1500,
+    text_batch=256,
+    speech_steps=20_000,
+    speech_batch=256,
+    acoustic_steps=8000,
+    acoustic_batch=256,
 )
-"""What the shipped voice was made with, about two hours of two cores."""
+"""For one GPU and a dozen cores."""
 SMOKE = Sizes(
     shards=2,
     per_shard=80,
     workers=1,
+    heard=2,
+    first=1,
     tokenizer_steps=3,
+    tokenizer_batch=4,
     vocoder_steps=2,
+    vocoder_batch=2,
     text_steps=3,
+    text_batch=4,
     speech_steps=3,
-    both_steps=2,
+    speech_batch=4,
     acoustic_steps=2,
+    acoustic_batch=4,
     prompts=300,
 )
 """Everything once, in seconds."""
@@ -45,8 +59,7 @@ STAGES: dict[str, Callable[[Work], None]] = {
     "speech_tokenizer": stages.train_speech_tokenizer,
     "vocoder": stages.train_vocoder,
     "text_expert": stages.train_text_expert,
-    "speech_expert": stages.train_speech_expert,
-    "both_experts": stages.train_both_experts,
+    "experts": stages.train_experts,
     "acoustic": stages.train_acoustic,
     "checkpoint": stages.write_checkpoint,
 }
@@ -58,16 +71,20 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("--smoke", action="store_true", help="a tiny voice that says nothing, to try the recipe")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="that learns")
+    parser.add_argument("--compile", action="store_true", help="compile the experts' layers (GPU)")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="that a stage may learn")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.stages) - set(STAGES))
     if unknown:
         parser.error(f"expected stages of {', '.join(STAGES)}, found {', '.join(unknown)}")
-    if not synthesiser.installed():
+    if "corpus" in (arguments.stages or STAGES) and not synthesiser.installed():
         parser.error("expected the program flite, found none; type: apt-get install flite")
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    work = Work(arguments.folder, SMOKE if arguments.smoke else FULL)
+    sizes = SMOKE if arguments.smoke else FULL
+    work = Work(arguments.folder, sizes, torch.device(arguments.device), arguments.compile, arguments.seconds)
     for name in arguments.stages or STAGES:
         STAGES[name](work)
     print(f"done: {', '.join(arguments.stages or STAGES)}")

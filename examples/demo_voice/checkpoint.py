@@ -12,8 +12,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ from voxedge.export.modules.basic import Stored
 TOKEN_RATE = 25
 """Speech tokens per second; there are twice as many latents."""
 SPEAKING: dict[str, Any] = {
-    "prompt": {"max_text_tokens": 14, "single_sentences": True},
+    "prompt": {"max_text_tokens": 64, "single_sentences": True},
     "sampling": {"temperature": 0.5, "top_k": 20, "top_p": 1.0, "ras_window": 0, "min_tokens": 8, "max_tokens": 200},
     "diffusion": {"steps": 2},
     "windows": {"stream_s": 0.6, "context_s": 0.6, "lookahead_s": 0.2, "chunk_latents": 25},
@@ -56,7 +54,7 @@ def write(
     speech: SpeechExpert,
     acoustic: Acoustic,
     vocoder: Vocoder,
-    scale: npt.NDArray[np.float32],
+    scale: Tensor,
     tokenizer: Path,
 ) -> None:
     """Write the whole folder; an older one is replaced.
@@ -79,7 +77,7 @@ def write(
     _write_part(folder / "dit", weights, _dit_config())
     decoder = {f"decoder.{name}": value for name, value in released(vocoder.decoder).items()}
     first = "decoder.layers.0.weight"
-    decoder[first] = decoder[first] * torch.from_numpy(scale)[None, :, None]
+    decoder[first] = decoder[first] * scale[None, :, None]
     _write_part(folder / "vae", decoder, _vae_config())
     _write_json(folder / "config.json", _config(text.config.vocab_size))
 

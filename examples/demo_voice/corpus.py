@@ -1,7 +1,8 @@
 """The training corpus: described sentences with their sound, written shard by shard.
 
-In: sizes and a seed. Out: `shard_*.npz` (sound, phone per 20 ms) and `shard_*.json` (texts); a shard that exists is
-kept, so a broken run goes on. Utterance n depends on the seed and n alone. Sentences of the test list never occur.
+In: sizes and a seed. Out: `shard_*.npz` (sound, phone per 20 ms, ids of prompts) and `shard_*.json` (texts); a shard
+that exists is kept, so a broken run goes on. Utterance n depends on the seed and n alone. Sentences of the test lists
+never occur.
 """
 
 from __future__ import annotations
@@ -17,22 +18,27 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from examples.demo_voice import sentences, synthesiser
-from examples.demo_voice.descriptions import style_and_description
-from examples.demo_voice.features import HOP, LogMel
+from examples.demo_voice.descriptions import describe, style_and_description
+from examples.demo_voice.features import HOP
+from examples.demo_voice.prompts import prompt_ids
+from voxedge.runtime.tokenizer import ChatTokenizer
 
 FOLDER = Path(__file__).parent
 NARROW_TEST = FOLDER / "test_narrow.txt"
+OPEN_TEST = FOLDER / "test_open.txt"
+DESCRIPTIONS = 2
+"""Of every utterance, in other words each."""
 PHONE_S = 0.02
 """Seconds per phone label: half a speech token."""
 PHONES_PER_TOKEN = 2
 TOKEN_SAMPLES = 4 * HOP
 """Samples per speech token: 25 tokens per second."""
-MAX_SECONDS = 5.0
+MAX_SECONDS = 6.0
 """Longer utterances are left out."""
-_TRIES = 20
+MAX_TOKENS = int(MAX_SECONDS * synthesiser.SAMPLE_RATE) // TOKEN_SAMPLES
+"""Of an utterance, in speech tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +47,8 @@ class Entry:
 
     text: str
     """The sentence."""
-    description: str
-    """Of the voice; may be empty."""
+    descriptions: tuple[str, ...]
+    """Of the voice, several ways to say it; may be empty."""
     speaker: str
     """Voice of the synthesiser."""
     speed: int
@@ -52,49 +58,45 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Corpus:
-    """All utterances, one behind the other, each filled up with silence to whole speech tokens."""
+class Shard:
+    """Some utterances, one behind the other, each filled up with silence to whole speech tokens."""
 
     entries: list[Entry]
     """[N]."""
-    ends: npt.NDArray[np.int64]
-    """[N + 1], in tokens: utterance n is ends[n] to ends[n + 1]."""
+    tokens: npt.NDArray[np.int64]
+    """[N]: length of each in speech tokens."""
     samples: npt.NDArray[np.int16]
-    """[tokens * TOKEN_SAMPLES] at 16 kHz."""
+    """[sum of tokens * TOKEN_SAMPLES] at 16 kHz."""
     phones: npt.NDArray[np.uint8]
-    """[tokens * 2]: index into `synthesiser.PHONES` for every `PHONE_S`."""
-    mel: npt.NDArray[np.float16]
-    """[tokens * 4, MELS]."""
-
-    def tokens(self, index: int) -> slice:
-        """Where an utterance is, in tokens."""
-        return slice(int(self.ends[index]), int(self.ends[index + 1]))
+    """[sum of tokens * 2]: index into `synthesiser.PHONES` for every `PHONE_S`."""
+    prompts: list[npt.NDArray[np.uint16]]
+    """[N * descriptions]: ids of each utterance's prompts, one for every description."""
 
 
-def write(folder: Path, shards: int, per_shard: int, seed: int, workers: int) -> None:
-    """Speak what is not there yet."""
+def shard_path(folder: Path, index: int) -> Path:
+    """The file of a shard."""
+    return folder / f"shard_{index:03d}.npz"
+
+
+def write(folder: Path, tokenizer: Path, shards: int, per_shard: int, seed: int, workers: int) -> None:
+    """Speak what is not there yet, in order."""
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [index for index in range(shards) if not (folder / f"shard_{index:03d}.npz").exists()]
+    missing = [index for index in range(shards) if not shard_path(folder, index).exists()]
     with ProcessPoolExecutor(workers) as pool:
-        for done in pool.map(partial(_write_shard, folder, per_shard, seed), missing):
+        for done in pool.map(partial(_write_shard, folder, tokenizer, per_shard, seed), missing):
             print(f"corpus: {done}", flush=True)
 
 
-def read(folder: Path, shards: int) -> Corpus:
-    """All shards in memory; 16 hours are 3 GB."""
-    entries: list[Entry] = []
-    sounds, phones, mels, counts = [], [], [], []
-    for index in range(shards):
-        path = folder / f"shard_{index:03d}.npz"
-        entries += [Entry(**entry) for entry in json.loads(path.with_suffix(".json").read_text())]
-        with np.load(path) as data:
-            tokens = -(-data["lengths"] // TOKEN_SAMPLES)
-            sounds.append(_filled(data["samples"], data["lengths"], tokens * TOKEN_SAMPLES))
-            phones.append(_filled(data["phones"], data["counts"], tokens * PHONES_PER_TOKEN))
-        counts.append(tokens)
-        mels.append(_mel(folder / f"mel_{index:03d}.npy", sounds[-1], tokens))
-    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    return Corpus(entries, ends, np.concatenate(sounds), np.concatenate(phones), np.concatenate(mels))
+def read(folder: Path, index: int) -> Shard:
+    """One shard in memory."""
+    path = shard_path(folder, index)
+    entries = [Entry(**entry) for entry in json.loads(path.with_suffix(".json").read_text())]
+    with np.load(path) as data:
+        tokens = -(-data["lengths"] // TOKEN_SAMPLES)
+        samples = _filled(data["samples"], data["lengths"], tokens * TOKEN_SAMPLES)
+        phones = _filled(data["phones"], data["counts"], tokens * PHONES_PER_TOKEN)
+        prompts = np.split(data["prompts"], np.cumsum(data["prompt_lengths"])[:-1])
+    return Shard(entries, tokens, samples, phones, prompts)
 
 
 def _filled(
@@ -108,45 +110,35 @@ def _filled(
     return filled
 
 
-def _mel(path: Path, samples: npt.NDArray[np.int16], tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-    """Log-mel of a shard, [tokens * 4, MELS]; kept in a file, since every stage needs it."""
-    if path.exists():
-        return np.load(path)  # type: ignore[no-any-return]
-    transform, parts = LogMel(), []
-    for sound in np.split(samples, np.cumsum(tokens)[:-1] * TOKEN_SAMPLES):
-        with torch.no_grad():
-            mel = transform(torch.from_numpy(sound.astype(np.float32) / 32768.0)[None])[0]  # [MELS, frames]
-        parts.append(mel.T.numpy().astype(np.float16))
-    frames = np.concatenate(parts)
-    unfinished = path.with_suffix(".partial.npy")
-    np.save(unfinished, frames)
-    unfinished.rename(path)
-    return frames
+def test_sentences(path: Path = NARROW_TEST) -> list[str]:
+    """Sentences that are kept out of training."""
+    return path.read_text(encoding="utf-8").splitlines()
 
 
-def test_sentences() -> list[str]:
-    """Narrow sentences that are kept out of training."""
-    return NARROW_TEST.read_text().splitlines()
+def held_out() -> frozenset[str]:
+    """Keys of all test sentences."""
+    return frozenset(sentences.key(text) for path in (NARROW_TEST, OPEN_TEST) for text in test_sentences(path))
 
 
-def _write_shard(folder: Path, count: int, seed: int, index: int) -> str:
-    held_out = {sentences.key(text) for text in test_sentences()}
-    entries, sounds, labels = [], [], []
+def sentence(rng: random.Random) -> str:
+    """A training sentence that is in no test list."""
+    while True:
+        text = sentences.training_sentence(rng)
+        if sentences.key(text) not in held_out():
+            return text
+
+
+def _write_shard(folder: Path, tokenizer: Path, count: int, seed: int, index: int) -> str:
+    chat, entries, sounds, labels = ChatTokenizer.from_file(tokenizer), [], [], []
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(index * count, (index + 1) * count):
             rng = random.Random(f"{seed}:{number}")  # noqa: S311 - not for secrets
-            for _ in range(_TRIES):
-                text = sentences.training_sentence(rng)
-                style, description = style_and_description(rng)
-                if sentences.key(text) in held_out:
-                    continue
-                spoken = synthesiser.speak(text, style, Path(scratch) / "speech.wav")
-                if len(spoken.samples) <= MAX_SECONDS * synthesiser.SAMPLE_RATE:
-                    break
-            entries.append(Entry(text, description, style.speaker, style.speed, style.pitch))
+            entry, spoken = _utterance(rng, Path(scratch) / "speech.wav")
+            entries.append(entry)
             sounds.append(spoken.samples)
             labels.append(_phone_labels(spoken))
-    path = folder / f"shard_{index:03d}.npz"
+    prompts = [prompt_ids(chat, words, entry.text) for entry in entries for words in entry.descriptions]
+    path = shard_path(folder, index)
     path.with_suffix(".json").write_text(json.dumps([asdict(entry) for entry in entries]))
     unfinished = path.with_suffix(".partial.npz")
     np.savez(
@@ -155,9 +147,21 @@ def _write_shard(folder: Path, count: int, seed: int, index: int) -> str:
         phones=np.concatenate(labels),
         lengths=np.asarray([len(sound) for sound in sounds]),
         counts=np.asarray([len(label) for label in labels]),
+        prompts=np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in prompts]),
+        prompt_lengths=np.asarray([len(ids) for ids in prompts]),
     )
     unfinished.rename(path)
     return path.name
+
+
+def _utterance(rng: random.Random, scratch: Path) -> tuple[Entry, synthesiser.Utterance]:
+    """A sentence that is not too long when it is spoken."""
+    while True:
+        text, (style, described) = sentence(rng), style_and_description(rng)
+        spoken = synthesiser.speak(text, style, scratch)
+        if len(spoken.samples) <= MAX_SECONDS * synthesiser.SAMPLE_RATE:
+            others = [describe(style, rng) if described else "" for _ in range(DESCRIPTIONS - 1)]
+            return Entry(text, (described, *others), style.speaker, style.speed, style.pitch), spoken
 
 
 def _phone_labels(spoken: synthesiser.Utterance) -> npt.NDArray[np.uint8]:

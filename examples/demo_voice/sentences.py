@@ -1,14 +1,16 @@
-"""Sentences of the narrow domain that the demo voice is trained on.
+"""Sentences that the demo voice is trained on, and those of the narrow domain that it is tested on.
 
-In: a random generator. Out: English sentences over about 170 words, numbers written out. Slots are filled evenly and
-independently, and nearly half of the training sentences are words in random order, so that what has been said never
-tells what comes next: the model has to read. Does not know: descriptions, sound.
+In: a random generator. Out: English sentences. The narrow domain has 156 words, numbers written out; slots are filled
+evenly and independently, and half of its training sentences are words in random order, so that what has been said never
+tells what comes next: the model has to read. Most training sentences are open text. Does not know: descriptions, sound.
 """
 
 from __future__ import annotations
 
 import random
 import re
+
+from examples.demo_voice import open_text
 
 
 def _list(words: str) -> list[str]:
@@ -73,8 +75,9 @@ TEMPLATES = (
 )
 _NAMES = frozenset(SLOTS["person"] + SLOTS["city"] + SLOTS["day"][:7])
 _SLOT = re.compile(r"\{(\w+)\}")
-_RANDOM_ORDER = 0.45  # share of training sentences that are words without any grammar
-WORDS: tuple[str, ...] = tuple(
+_OPEN = 0.7  # share of training sentences that are open text
+_RANDOM_ORDER = 0.5  # share of the others that are words without any grammar
+NARROW_WORDS: tuple[str, ...] = tuple(
     sorted(
         {word for words in SLOTS.values() for word in words}
         | {*TEENS, *TENS}
@@ -82,7 +85,14 @@ WORDS: tuple[str, ...] = tuple(
         | {"sound"}
     )
 )
-"""Every word that the voice can say, in lower case."""
+"""The narrow domain's, in lower case."""
+WORDS: tuple[str, ...] = tuple(
+    sorted(
+        {*NARROW_WORDS, *(word.lower() for word in open_text.COMMON)}
+        | {word.lower() for words in open_text.LISTS.values() for phrase in words for word in phrase.split()}
+    )
+)
+"""Every word that the voice was trained on more than by chance, in lower case."""
 
 
 def number(rng: random.Random) -> str:
@@ -103,10 +113,13 @@ def sentence(rng: random.Random) -> str:
 
 
 def training_sentence(rng: random.Random) -> str:
-    """A sentence from a template, or some words in random order."""
-    if rng.random() >= _RANDOM_ORDER:
+    """Open text, or a sentence of the narrow domain, or some of its words in random order."""
+    kind = rng.random()
+    if kind < _OPEN:
+        return open_text.training_sentence(rng)
+    if kind < _OPEN + (1.0 - _OPEN) * _RANDOM_ORDER:
         return sentence(rng)
-    words = [rng.choice(WORDS) for _ in range(rng.randint(2, 7))]
+    words = [rng.choice(NARROW_WORDS) for _ in range(rng.randint(2, 7))]
     text = words[0]
     for word in words[1:]:
         text += (", " if rng.random() < 0.12 else " ") + word
@@ -119,9 +132,6 @@ def key(text: str) -> str:
 
 
 def _finished(text: str, rng: random.Random) -> str:
-    """With capitals and an end mark, as people write; sometimes without a mark."""
-    text = re.sub(r"[a-z]+", lambda word: word[0].capitalize() if word[0] in _NAMES else word[0], text)
-    text = text[0].upper() + text[1:]
-    if text.endswith("?"):
-        return text
-    return text + rng.choices([".", "", "!"], [0.75, 0.15, 0.10])[0]
+    """With capitals and an end mark."""
+    named = re.sub(r"[a-z]+", lambda word: word[0].capitalize() if word[0] in _NAMES else word[0], text)
+    return open_text.finished(named, rng)

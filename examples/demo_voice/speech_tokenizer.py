@@ -8,23 +8,21 @@ are those of CosyVoice 2 (Du et al. 2024).
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from examples.demo_voice.corpus import PHONES_PER_TOKEN, Corpus
+from examples.demo_voice.corpus import PHONES_PER_TOKEN
 from examples.demo_voice.descriptions import SPEAKERS
-from examples.demo_voice.features import MELS, SILENCE
+from examples.demo_voice.features import MELS
+from examples.demo_voice.pool import FRAMES
 from examples.demo_voice.synthesiser import PHONES
 
 DIGITS, LEVELS = 8, 3
 CODES = LEVELS**DIGITS
-FRAMES = 4
-"""Mel frames per token."""
 _WIDTH = 256
 _REACH = 1.2  # tanh times this: the outer codes cover as much as the middle one
-_CROP_TOKENS, _BATCH = 48, 32
+CROP_TOKENS = 48
+"""Of what is learned from."""
 _PHONE_WEIGHT, _STYLE_WEIGHT = 0.15, 0.05
 
 
@@ -75,7 +73,7 @@ class SpeechTokenizer(nn.Module):
         """Digits [B, 8, T] to log-mel [B, 4 T, MELS]."""
         return self.decoder(digits).float().transpose(1, 2).reshape(digits.shape[0], -1, MELS)  # type: ignore[no-any-return]
 
-    def losses(self, mel: Tensor, phones: Tensor, style: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, mel: Tensor, phones: Tensor, style: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch; phones [B, 2 T], style [B]."""
         digits = self.digits(mel)
         rebuilt = nn.functional.l1_loss(self.rebuild(digits), mel)
@@ -87,7 +85,7 @@ class SpeechTokenizer(nn.Module):
         styled = nn.functional.cross_entropy(self.style_head(mean), style)
         right = (logits.argmax(1) == phones).float().mean()
         told = (self.style_head(mean).argmax(1) == style).float().mean()
-        figures = {"mel": rebuilt.item(), "phones": right.item(), "style": told.item()}
+        figures = {"mel": rebuilt, "phones": right, "style": told}
         return rebuilt + _PHONE_WEIGHT * phonetic + _STYLE_WEIGHT * styled, figures
 
 
@@ -102,30 +100,3 @@ def digits_table() -> Tensor:
     powers = LEVELS ** torch.arange(DIGITS - 1, -1, -1)
     values = (torch.arange(CODES)[:, None] // powers) % LEVELS  # [CODES, DIGITS]
     return nn.functional.one_hot(values, LEVELS).reshape(CODES, -1).float()
-
-
-def batch(corpus: Corpus, usable: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Random crops: mel [B, 4 tokens, MELS], phones [B, 2 tokens], style [B]; silence fills short utterances up."""
-    mel = torch.full((_BATCH, _CROP_TOKENS * FRAMES, MELS), SILENCE)
-    phones = torch.zeros(_BATCH, _CROP_TOKENS * PHONES_PER_TOKEN, dtype=torch.long)
-    styles = torch.zeros(_BATCH, dtype=torch.long)
-    for row, index in enumerate(rng.integers(0, usable, _BATCH)):
-        where, entry = corpus.tokens(index), corpus.entries[index]
-        start = where.start + int(rng.integers(0, max(1, where.stop - where.start - _CROP_TOKENS + 1)))
-        stop = min(start + _CROP_TOKENS, where.stop)
-        names = corpus.phones[start * PHONES_PER_TOKEN : stop * PHONES_PER_TOKEN]
-        mel[row, : (stop - start) * FRAMES] = torch.from_numpy(corpus.mel[start * FRAMES : stop * FRAMES])
-        phones[row, : len(names)] = torch.from_numpy(names.astype(np.int64))
-        styles[row] = SPEAKERS.index(entry.speaker) * 3 + entry.pitch + 1
-    return mel, phones, styles
-
-
-def encode(model: SpeechTokenizer, corpus: Corpus) -> npt.NDArray[np.int16]:
-    """Ids of the whole corpus, [tokens]."""
-    ids = np.zeros(int(corpus.ends[-1]), dtype=np.int16)
-    for index in range(len(corpus.entries)):
-        where = corpus.tokens(index)
-        mel = torch.from_numpy(corpus.mel[where.start * FRAMES : where.stop * FRAMES].astype(np.float32))
-        with torch.no_grad():
-            ids[where] = ids_of(model.digits(mel[None]))[0].numpy()
-    return ids

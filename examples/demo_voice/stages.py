@@ -1,36 +1,41 @@
 """The stages of the recipe, each from the files of those before it to its own file.
 
-In: a folder and sizes. Out: files in the folder; what is there and finished is left alone. Does not know: the command
-line, the layout of released checkpoints.
+In: a folder, sizes and a device. Out: files in the folder; what is there and finished is left alone. Stages that hear
+the corpus may run while it is still being spoken: they begin with its first shards and take in the others as they
+come. Does not know: the command line, the layout of released checkpoints.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from examples.demo_voice import acoustic, batches, checkpoint, corpus, sentences, speech_tokenizer, vocoder
+from examples.demo_voice import acoustic, checkpoint, corpus, speech_tokenizer, vocoder
 from examples.demo_voice.descriptions import style_and_description
-from examples.demo_voice.language_model import Batch, SpeechExpert, TextExpert
-from examples.demo_voice.prompts import prompt_ids, user_text, write_tokenizer
+from examples.demo_voice.dialogues import Dialogues, held_out
+from examples.demo_voice.features import LogMel
+from examples.demo_voice.language_model import SpeechExpert, TextExpert
+from examples.demo_voice.pool import HELD_OUT, Pool, arriving, encode, log_mel
+from examples.demo_voice.prompts import prompt_ids, write_tokenizer
 from examples.demo_voice.speech_tokenizer import SpeechTokenizer
-from examples.demo_voice.training import Schedule, StepLoss, load_average, load_weights, train
-from examples.demo_voice.vocoder import Vocoder
+from examples.demo_voice.training import Loss, Schedule, load_average, train
+from examples.demo_voice.vocoder import LATENTS_PER_TOKEN, Vocoder
 from voxedge.runtime.tokenizer import ChatTokenizer
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
-HELD_OUT = 128
-"""Utterances at the corpus's end that nothing learns from."""
-_TEXT_BATCH, _SPEECH_BATCH = 48, 16
-_DAMPING = 0.3  # of what a text expert's layers add, so that words of one kind differ in every layer
+_LONGEST_PROMPT = 192
+_JUDGE_EVERY = 500
+_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,182 +48,219 @@ class Sizes:
     """Utterances of each."""
     workers: int
     """Processes that speak."""
+    heard: int
+    """Shards that the speech tokenizer and the vocoder learn from."""
+    first: int
+    """Shards that must be there before anything is learned from them."""
     tokenizer_steps: int
+    tokenizer_batch: int
     vocoder_steps: int
+    vocoder_batch: int
     text_steps: int
+    text_batch: int
     speech_steps: int
-    both_steps: int
+    speech_batch: int
+    """Utterances of a batch of the smallest shape, see `dialogues`."""
     acoustic_steps: int
+    acoustic_batch: int
     prompts: int = 20_000
-    """Prompts without speech, for the text expert and the tokenizer's merges."""
+    """Prompts without speech, for the text expert."""
     seed: int = 4
     """Of everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A folder and the files in it."""
+    """A folder, the files in it, and what works on them."""
 
     folder: Path
     """Where everything is."""
     sizes: Sizes
     """How much of it."""
+    device: torch.device
+    """That learns."""
+    compiled: bool = False
+    """Compile the experts' layers."""
+    seconds: float = math.inf
+    """A stage stops learning after so long."""
 
     def file(self, name: str) -> Path:
         """A file of the folder."""
         return self.folder / name
 
-    def spoken(self) -> corpus.Corpus:
-        """All utterances that were spoken."""
-        return corpus.read(self.file("corpus"), self.sizes.shards)
+    def pool(self) -> Pool:
+        """What the encoders learn from, as far as it has been spoken."""
+        pool = Pool(self.file("corpus"), self.sizes.heard, self.sizes.per_shard, self.device)
+        pool.wait(self.sizes.first)
+        return pool
 
-    def chat_tokenizer(self) -> ChatTokenizer:
-        """Of prompts."""
-        return ChatTokenizer.from_file(self.file("tokenizer.json"))
+    def loss(self, made: Callable[[], tuple[Tensor, dict[str, Tensor]]]) -> Loss:
+        """A loss in mixed precision."""
 
-    def prompts(self, entries: list[corpus.Entry]) -> list[list[int]]:
-        """Ids of the corpus's prompts."""
-        tokenizer = self.chat_tokenizer()
-        return [prompt_ids(tokenizer, entry.description, entry.text) for entry in entries]
+        def mixed() -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False):
+                return made()
+
+        return mixed
 
 
 def speak(work: Work) -> None:
-    """The corpus, and the tokenizer of prompts."""
+    """The tokenizer of prompts, and the corpus."""
     sizes = work.sizes
-    corpus.write(work.file("corpus"), sizes.shards, sizes.per_shard, sizes.seed, sizes.workers)
     if not work.file("tokenizer.json").exists():
-        written = [user_text(entry.description, entry.text) for entry in _extra(sizes)]
-        rows = write_tokenizer(written, work.file("tokenizer.json"))
-        print(f"prompts: {rows} ids")
+        print(f"prompts: {write_tokenizer(work.file('tokenizer.json'))} ids")
+    corpus.write(
+        work.file("corpus"), work.file("tokenizer.json"), sizes.shards, sizes.per_shard, sizes.seed, sizes.workers
+    )
 
 
 def train_speech_tokenizer(work: Work) -> None:
     """Log-mel to codes."""
     torch.manual_seed(work.sizes.seed + 1)
-    model, data = SpeechTokenizer(), work.spoken()
-    usable = len(data.entries) - HELD_OUT
-
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model.losses(*speech_tokenizer.batch(data, usable, rng))
-
-    train(model, loss, Schedule(work.sizes.tokenizer_steps, 1.5e-3), work.sizes.seed, work.file("speech_tokenizer.pt"))
+    model, pool = SpeechTokenizer().to(work.device), work.pool()
+    crops = (work.sizes.tokenizer_batch, speech_tokenizer.CROP_TOKENS)
+    schedule = Schedule(work.sizes.tokenizer_steps, 1.5e-3, seconds=work.seconds)
+    loss = work.loss(lambda: model.losses(*pool.crops(*crops)))
+    _train_encoder(work, model, loss, schedule, pool, "speech_tokenizer.pt")
 
 
 def train_vocoder(work: Work) -> None:
     """Log-mel to latents and back to sound."""
     torch.manual_seed(work.sizes.seed + 2)
-    model, data = Vocoder(), work.spoken()
-    usable = len(data.entries) - HELD_OUT
-
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model.losses(*vocoder.batch(data, usable, rng))
-
-    train(model, loss, Schedule(work.sizes.vocoder_steps, 1e-3), work.sizes.seed, work.file("vocoder.pt"))
+    model, pool = Vocoder().to(work.device), work.pool()
+    schedule = Schedule(work.sizes.vocoder_steps, 1e-3, seconds=work.seconds)
+    loss = work.loss(lambda: model.losses(*vocoder.batch(pool, work.sizes.vocoder_batch)))
+    _train_encoder(work, model, loss, schedule, pool, "vocoder.pt")
 
 
-def encode_tokens(work: Work) -> npt.NDArray[np.int16]:
-    """Codes of the corpus, [tokens]."""
-    path = work.file("tokens.npy")
-    if not path.exists():
-        model = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt"))
-        np.save(path, speech_tokenizer.encode(model, work.spoken()))
-    return np.load(path)  # type: ignore[no-any-return]
+def _train_encoder(work: Work, model: nn.Module, loss: Loss, schedule: Schedule, pool: Pool, name: str) -> None:
+    def grown(step: int) -> str:
+        pool.grow()
+        return f" shards {pool.read}"
 
-
-def encode_latents(work: Work) -> npt.NDArray[np.float16]:
-    """Latents of the corpus, [tokens * 2, 32]."""
-    path = work.file("latents.npy")
-    if not path.exists():
-        np.save(path, vocoder.encode(_trained(Vocoder(), work.file("vocoder.pt")), work.spoken()))
-    return np.load(path)  # type: ignore[no-any-return]
+    train(model, [loss], schedule, work.sizes.seed, work.file(name), between=grown)
 
 
 def train_text_expert(work: Work) -> None:
     """A language model of prompts."""
     torch.manual_seed(work.sizes.seed + 3)
-    model, seed = text_expert(work), work.sizes.seed
-    prompts = work.prompts(_extra(work.sizes))
+    model, size = text_expert(work).to(work.device), work.sizes.text_batch
+    prompts = _prompts(work).to(work.device)
+    schedule = Schedule(work.sizes.text_steps, 2e-3, seconds=work.seconds)
 
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model.losses(batches.text_batch(prompts, _TEXT_BATCH, rng))
+    def loss() -> tuple[Tensor, dict[str, Tensor]]:
+        return model.losses(prompts[torch.randint(len(prompts), (size,), device=work.device)].long())
 
-    train(model, loss, Schedule(work.sizes.text_steps, 2e-3), seed, work.file("text_expert.pt"))
+    train(model, [work.loss(loss)], schedule, work.sizes.seed, work.file("text_expert.pt"))
 
 
-def train_speech_expert(work: Work) -> None:
-    """The speech expert alone, on top of the frozen text expert."""
+def train_experts(work: Work) -> None:
+    """Both experts, the speech expert from the text expert's weights."""
     torch.manual_seed(work.sizes.seed + 4)
-    model = SpeechExpert(_trained(text_expert(work), work.file("text_expert.pt")))
-    schedule = Schedule(work.sizes.speech_steps, 1.5e-3, warmup=200, decay=0.05, average=0.998)
-    train(model, _speech_loss(work, model), schedule, work.sizes.seed, work.file("speech_expert.pt"))
+    model = SpeechExpert(_trained(text_expert(work), work.file("text_expert.pt"))).to(work.device).train()
+    if work.compiled:
+        model.compile_layers()
+    told = _Told(work)
+    schedule = Schedule(work.sizes.speech_steps, 1.5e-3, warmup=300, decay=0.05, average=0.999, seconds=work.seconds)
+    losses = [
+        work.loss(lambda shape=shape: model.losses(told.dialogues.batch(shape)))  # type: ignore[misc]
+        for shape in range(told.dialogues.shapes)
+    ]
+
+    def between(step: int) -> str:
+        told.grow()
+        if step % _JUDGE_EVERY:
+            return f" shards {told.read}"
+        model.eval()
+        with torch.no_grad():
+            judged = work.loss(lambda: model.losses(told.held_out))()[0].item()
+        model.train()
+        return f" shards {told.read} held_out {judged:.4f}"
+
+    seed = work.sizes.seed
+    choose = told.dialogues.choose
+    train(model, losses, schedule, seed, work.file("experts.pt"), lambda step: choose(seed, step), between)
 
 
-def train_both_experts(work: Work) -> None:
-    """Both experts, from the speech expert's last weights and a text expert whose layers add less."""
-    model = SpeechExpert(text_expert(work), frozen=False)
-    load_weights(work.file("speech_expert.pt"), model)
-    model.text.expert.damp(_DAMPING)
-    schedule = Schedule(work.sizes.both_steps, 1.5e-3, warmup=40, decay=0.05, falls_from=0.0)
-    train(model, _speech_loss(work, model), schedule, work.sizes.seed + 1, work.file("both_experts.pt"))
+class _Told:
+    """Prompts and speech tokens of the corpus, growing with it."""
+
+    def __init__(self, work: Work) -> None:
+        sizes = work.sizes
+        self._work, self._mel = work, LogMel().to(work.device)
+        self._tokenizer = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt")).to(work.device)
+        capacity = sizes.shards * sizes.per_shard * corpus.DESCRIPTIONS
+        self.dialogues = Dialogues(capacity, sizes.speech_batch, work.device)
+        self.read = 0
+        while self.read < min(sizes.first, sizes.shards):
+            self.grow()
+            time.sleep(0.0 if self.read else _WAIT_S)
+
+    def grow(self) -> None:
+        """Take in what has been spoken since."""
+        for shard in arriving(self._work.file("corpus"), self.read, self._work.sizes.shards):
+            codes = _codes(shard, self._tokenizer, self._mel).cpu().numpy().astype(np.int16)
+            speech = np.split(codes, np.cumsum(shard.tokens)[:-1])
+            repeated = [tokens for tokens in speech for _ in range(corpus.DESCRIPTIONS)]
+            begin = 0 if self.read else HELD_OUT * corpus.DESCRIPTIONS
+            if begin:
+                self.held_out = held_out(shard.prompts[:begin], repeated[:begin], self._work.device)
+            self.dialogues.add(shard.prompts[begin:], repeated[begin:])
+            self.read += 1
 
 
-def _speech_loss(work: Work, model: SpeechExpert) -> StepLoss:
-    """The loss of one step over the corpus; every 500 steps also that of utterances held out."""
-    data, codes, seed = work.spoken(), encode_tokens(work), work.sizes.seed
-    prompts = work.prompts(data.entries)
-    speech = [codes[data.tokens(index)] for index in range(len(prompts))]
-    usable = len(prompts) - HELD_OUT
-    lengths = np.asarray([len(tokens) for tokens in speech[:usable]])
-
-    def pick(indices: npt.NDArray[np.int64], rng: np.random.Generator | None = None) -> Batch:
-        return batches.speech_batch([prompts[index] for index in indices], [speech[index] for index in indices], rng)
-
-    held_out = pick(np.arange(usable, len(prompts)))
-
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value, figures = model.losses(pick(batches.order(lengths, _SPEECH_BATCH, seed, step), rng))
-            if (step + 1) % 500 == 0:
-                with torch.no_grad():
-                    figures["held_out"] = model.losses(held_out)[0].item()
-        return value, figures
-
-    return loss
+def _codes(shard: corpus.Shard, model: SpeechTokenizer, transform: LogMel) -> Tensor:
+    """Speech tokens of a shard, [tokens]."""
+    return encode(shard, log_mel(shard, transform), lambda mel: speech_tokenizer.ids_of(model.digits(mel)), per_token=1)
 
 
 def train_acoustic(work: Work) -> None:
     """Speech tokens to latents."""
     torch.manual_seed(work.sizes.seed + 5)
-    model, data, codes, latents = acoustic.Acoustic(), work.spoken(), encode_tokens(work), encode_latents(work)
-    usable, scale = len(data.entries) - HELD_OUT, acoustic.scale_of(latents)
+    model, size = acoustic.Acoustic().to(work.device), work.sizes.acoustic_batch
+    crops = _crops(work)
+    schedule = Schedule(work.sizes.acoustic_steps, 1.5e-3, warmup=100, average=0.999, seconds=work.seconds)
+    loss = work.loss(lambda: model.losses(*crops.batch(size)))
+    torch.save(crops.scale.cpu(), work.file("scale.pt"))
+    train(model, [loss], schedule, work.sizes.seed, work.file("acoustic.pt"))
 
-    def loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return model.losses(*acoustic.batch(data, usable, codes, latents, scale, rng))
 
-    train(
-        model, loss, Schedule(work.sizes.acoustic_steps, 1.5e-3, warmup=100), work.sizes.seed, work.file("acoustic.pt")
-    )
+def _crops(work: Work) -> acoustic.Crops:
+    """Tokens and latents of what has been spoken, as much of it as the encoders learned from."""
+    tokenizer = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt")).to(work.device)
+    model, transform = _trained(Vocoder(), work.file("vocoder.pt")).to(work.device), LogMel().to(work.device)
+    codes, latents, first = [], [], 0
+    for shard in arriving(work.file("corpus"), 0, work.sizes.heard):
+        codes.append(_codes(shard, tokenizer, transform).to(torch.int16))
+        mel = log_mel(shard, transform)
+        means = encode(shard, mel, lambda mel: model.latents(mel)[0].transpose(1, 2), LATENTS_PER_TOKEN)
+        latents.append(means.half())
+        first = first or int(shard.tokens[:HELD_OUT].sum())
+    return acoustic.Crops(torch.cat(codes), torch.cat(latents), first)
 
 
 def write_checkpoint(work: Work) -> None:
     """The trained parts in the released layout."""
     checkpoint.write(
         work.file("checkpoint"),
-        _trained(SpeechExpert(text_expert(work), frozen=False), work.file("both_experts.pt")),
+        _trained(SpeechExpert(text_expert(work)), work.file("experts.pt")),
         _trained(acoustic.Acoustic(), work.file("acoustic.pt")),
         _trained(Vocoder(), work.file("vocoder.pt")),
-        acoustic.scale_of(encode_latents(work)),
+        torch.load(work.file("scale.pt"), weights_only=True),
         work.file("tokenizer.json"),
     )
 
 
 def text_expert(work: Work) -> TextExpert:
     """Untrained, of the right size."""
-    return TextExpert(int(work.chat_tokenizer().control_id("</think>")) + 1)
+    return TextExpert(int(_tokenizer(work).control_id("</think>")) + 1)
+
+
+def _tokenizer(work: Work) -> ChatTokenizer:
+    path = work.file("tokenizer.json")
+    while not path.exists():  # the corpus's stage has just begun
+        time.sleep(_WAIT_S)
+    return ChatTokenizer.from_file(path)
 
 
 def _trained(model: _Model, path: Path) -> _Model:
@@ -226,13 +268,11 @@ def _trained(model: _Model, path: Path) -> _Model:
     return model.eval()
 
 
-def _extra(sizes: Sizes) -> list[corpus.Entry]:
-    """Prompts without speech."""
-    held_out = {sentences.key(text) for text in corpus.test_sentences()}
-    rng = random.Random(f"{sizes.seed}:prompts")  # noqa: S311 - not for secrets
-    entries: list[corpus.Entry] = []
-    while len(entries) < sizes.prompts:
-        text, (style, description) = sentences.training_sentence(rng), style_and_description(rng)
-        if sentences.key(text) not in held_out:
-            entries.append(corpus.Entry(text, description, style.speaker, style.speed, style.pitch))
-    return entries
+def _prompts(work: Work) -> Tensor:
+    """Prompts without speech, [N, P] int16, filled up with -1."""
+    rng, tokenizer = random.Random(f"{work.sizes.seed}:prompts"), _tokenizer(work)  # noqa: S311 - not for secrets
+    ids = np.full((work.sizes.prompts, _LONGEST_PROMPT), -1, np.int16)
+    for row in ids:
+        prompt = prompt_ids(tokenizer, style_and_description(rng)[1], corpus.sentence(rng))[:_LONGEST_PROMPT]
+        row[: len(prompt)] = prompt
+    return torch.from_numpy(ids)

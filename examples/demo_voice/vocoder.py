@@ -2,21 +2,20 @@
 
 In: log-mel [B, 4 T, MELS] and the waveform it belongs to. Out: latents [B, 32, 2 T], and a trained decoder. The encoder
 is a small network of its own that sees no phase; it is not shipped, so the checkpoint's `vae` folder holds a decoder
-alone. Losses are spectral: no discriminator, which does not pay within an hour of a CPU.
+alone. Losses are spectral, there is no discriminator.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from examples.demo_voice.corpus import TOKEN_SAMPLES, Corpus
+from examples.demo_voice.corpus import TOKEN_SAMPLES
 from examples.demo_voice.features import MELS, LogMel
-from examples.demo_voice.speech_tokenizer import FRAMES, Residual
+from examples.demo_voice.pool import FRAMES, Pool
+from examples.demo_voice.speech_tokenizer import Residual
 from voxedge.export.checkpoint.oobleck import CoderConfig
 from voxedge.export.modules.basic import Conv1d, ConvTranspose1d, Snake
 from voxedge.export.modules.oobleck import decoder as oobleck_decoder
@@ -25,7 +24,7 @@ LATENTS = 32
 LATENTS_PER_TOKEN = 2
 DECODER = CoderConfig(
     audio_channels=1,
-    channels=24,
+    channels=32,
     multiples=(1, 2, 4, 8),
     strides=(4, 8, 10),
     latent_dim=LATENTS,
@@ -34,7 +33,7 @@ DECODER = CoderConfig(
 )
 """16 kHz, 320 samples per latent."""
 _RESOLUTIONS = (64, 256, 512, 1024)
-_CROP_TOKENS, _BATCH = 16, 8
+_CROP_TOKENS = 16
 _MEL_WEIGHT, _WAVE_WEIGHT, _KL_WEIGHT = 2.0, 1.0, 0.01
 
 
@@ -59,44 +58,32 @@ class Vocoder(nn.Module):
         mean, scale = self.encoder(pairs).float().chunk(2, 1)
         return mean, nn.functional.softplus(scale) + 1e-4
 
-    def losses(self, mel: Tensor, wave: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def losses(self, mel: Tensor, wave: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch: mel [B, 4 T, MELS], wave [B, samples], noise [B, 32, 2 T]."""
         mean, deviation = self.latents(mel)
         made = self.decoder(mean + deviation * noise).float()[:, 0]  # [B, samples]
         kl = 0.5 * (mean**2 + deviation**2 - 2.0 * deviation.log() - 1.0).mean()
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(wave.device.type, enabled=False):
             spectral = torch.stack([_stft_loss(made, wave, size) for size in _RESOLUTIONS]).mean()
             mels = nn.functional.l1_loss(self.mel(made), self.mel(wave))
         waves = nn.functional.l1_loss(made, wave)
         loss = spectral + _MEL_WEIGHT * mels + _WAVE_WEIGHT * waves + _KL_WEIGHT * kl
-        return loss, {"stft": spectral.item(), "mel": mels.item(), "kl": kl.item(), "std": deviation.mean().item()}
+        return loss, {"stft": spectral, "mel": mels, "kl": kl, "std": deviation.mean()}
 
 
-def batch(corpus: Corpus, usable: int, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def batch(pool: Pool, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random crops: mel, wave and noise, see `Vocoder.losses`; crops may run over the end of an utterance."""
-    last = int(corpus.ends[usable]) - _CROP_TOKENS
-    starts = rng.integers(0, last, _BATCH)
-    mel = np.stack([corpus.mel[at * FRAMES : (at + _CROP_TOKENS) * FRAMES] for at in starts])
-    wave = np.stack([corpus.samples[at * TOKEN_SAMPLES : (at + _CROP_TOKENS) * TOKEN_SAMPLES] for at in starts])
-    noise = rng.standard_normal((_BATCH, LATENTS, _CROP_TOKENS * LATENTS_PER_TOKEN), dtype=np.float32)
-    return torch.from_numpy(mel).float(), torch.from_numpy(wave).float() / 32768.0, torch.from_numpy(noise)
-
-
-def encode(model: Vocoder, corpus: Corpus) -> npt.NDArray[np.float16]:
-    """Latents of the whole corpus, [tokens * 2, 32]; means alone."""
-    latents = np.zeros((int(corpus.ends[-1]) * LATENTS_PER_TOKEN, LATENTS), dtype=np.float16)
-    for index in range(len(corpus.entries)):
-        at = corpus.tokens(index)
-        mel = torch.from_numpy(corpus.mel[at.start * FRAMES : at.stop * FRAMES].astype(np.float32))
-        with torch.no_grad():
-            mean = model.latents(mel[None])[0][0].T  # [2 T, 32]
-        latents[at.start * LATENTS_PER_TOKEN : at.stop * LATENTS_PER_TOKEN] = mean.numpy()
-    return latents
+    start = pool.anywhere(size, _CROP_TOKENS)[:, None]
+    frame = torch.arange(_CROP_TOKENS * FRAMES, device=start.device)
+    sample = torch.arange(_CROP_TOKENS * TOKEN_SAMPLES, device=start.device)
+    mel, wave = pool.mel[start * FRAMES + frame], pool.samples[start * TOKEN_SAMPLES + sample]
+    noise = torch.randn(size, LATENTS, _CROP_TOKENS * LATENTS_PER_TOKEN, device=start.device)
+    return mel.float(), wave.float() / 32768.0, noise
 
 
 def _stft_loss(made: Tensor, wave: Tensor, size: int) -> Tensor:
     """Spectral convergence and log magnitude (Yamamoto et al. 2020)."""
-    window = torch.hann_window(size)
+    window = torch.hann_window(size, device=wave.device)
     spectra = [
         torch.stft(x, size, size // 4, size, window, pad_mode="constant", return_complex=True).abs().clamp(min=1e-4)
         for x in (made, wave)
