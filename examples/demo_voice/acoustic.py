@@ -60,7 +60,8 @@ class Acoustic(nn.Module):
         total = (sigma**2 + SIGMA_DATA**2).sqrt()
         condition = self.token_rows()[tokens].repeat_interleave(LATENTS_PER_TOKEN, 1).transpose(1, 2)  # [B, C, 2 T]
         noisy = latents + sigma * noise
-        raw = self.dit(noisy / total, log_sigma / 4.0, [condition])
+        with noisy.device:  # where the network makes its positions
+            raw = self.dit(noisy / total, log_sigma / 4.0, [condition])
         clean = noisy * (SIGMA_DATA / total) ** 2 + raw * (sigma * SIGMA_DATA / total)
         squares = ((clean - latents) ** 2).mean((1, 2))  # [B]
         loss = (squares * (total / (sigma * SIGMA_DATA))[:, 0, 0] ** 2).mean()

@@ -57,6 +57,7 @@ SMOKE = Sizes(
 STAGES: dict[str, Callable[[Work], None]] = {
     "corpus": stages.speak,
     "speech_tokenizer": stages.train_speech_tokenizer,
+    "tokens": stages.encode_tokens,
     "vocoder": stages.train_vocoder,
     "text_expert": stages.train_text_expert,
     "experts": stages.train_experts,
@@ -82,6 +83,8 @@ def main() -> None:
     if "corpus" in (arguments.stages or STAGES) and not synthesiser.installed():
         parser.error("expected the program flite, found none; type: apt-get install flite")
     torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     arguments.folder.mkdir(parents=True, exist_ok=True)
     sizes = SMOKE if arguments.smoke else FULL
     work = Work(arguments.folder, sizes, torch.device(arguments.device), arguments.compile, arguments.seconds)

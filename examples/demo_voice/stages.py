@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -187,31 +188,62 @@ class _Told:
 
     def __init__(self, work: Work) -> None:
         sizes = work.sizes
-        self._work, self._mel = work, LogMel().to(work.device)
-        self._tokenizer = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt")).to(work.device)
-        capacity = sizes.shards * sizes.per_shard * corpus.DESCRIPTIONS
-        self.dialogues = Dialogues(capacity, sizes.speech_batch, work.device)
+        self._work = work
+        self.dialogues = Dialogues(
+            sizes.shards * sizes.per_shard * corpus.DESCRIPTIONS, sizes.speech_batch, work.device
+        )
         self.read = 0
         while self.read < min(sizes.first, sizes.shards):
             self.grow()
             time.sleep(0.0 if self.read else _WAIT_S)
 
     def grow(self) -> None:
-        """Take in what has been spoken since."""
-        for shard in arriving(self._work.file("corpus"), self.read, self._work.sizes.shards):
-            codes = _codes(shard, self._tokenizer, self._mel).cpu().numpy().astype(np.int16)
-            speech = np.split(codes, np.cumsum(shard.tokens)[:-1])
-            repeated = [tokens for tokens in speech for _ in range(corpus.DESCRIPTIONS)]
+        """Take in what has been encoded since."""
+        sizes = self._work.sizes
+        while self.read < sizes.shards and _tokens_path(self._work, self.read).exists():
+            codes, prompts = _read_tokens(_tokens_path(self._work, self.read))
+            repeated = [tokens for tokens in codes for _ in range(corpus.DESCRIPTIONS)]
             begin = 0 if self.read else HELD_OUT * corpus.DESCRIPTIONS
             if begin:
-                self.held_out = held_out(shard.prompts[:begin], repeated[:begin], self._work.device)
-            self.dialogues.add(shard.prompts[begin:], repeated[begin:])
+                self.held_out = held_out(prompts[:begin], repeated[:begin], self._work.device)
+            self.dialogues.add(prompts[begin:], repeated[begin:])
             self.read += 1
 
 
-def _codes(shard: corpus.Shard, model: SpeechTokenizer, transform: LogMel) -> Tensor:
-    """Speech tokens of a shard, [tokens]."""
-    return encode(shard, log_mel(shard, transform), lambda mel: speech_tokenizer.ids_of(model.digits(mel)), per_token=1)
+def encode_tokens(work: Work) -> None:
+    """Codes of the whole corpus, shard by shard, each with its prompts."""
+    model = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt")).to(work.device)
+    transform, sizes = LogMel().to(work.device), work.sizes
+    for index in range(sizes.shards):
+        path = _tokens_path(work, index)
+        while not corpus.shard_path(work.file("corpus"), index).exists():
+            time.sleep(_WAIT_S)
+        if path.exists():
+            continue
+        shard = corpus.read(work.file("corpus"), index)
+        mel = log_mel(shard, transform)
+        codes = encode(shard, mel, lambda mel: speech_tokenizer.ids_of(model.digits(mel)), per_token=1)
+        prompt_lengths = np.asarray([len(prompt) for prompt in shard.prompts])
+        unfinished = path.with_suffix(".partial.npz")
+        np.savez(
+            unfinished,
+            codes=codes.cpu().numpy().astype(np.int16),
+            lengths=shard.tokens,
+            prompts=np.concatenate(shard.prompts),
+            prompt_lengths=prompt_lengths,
+        )
+        unfinished.rename(path)
+
+
+def _tokens_path(work: Work, index: int) -> Path:
+    return work.file("corpus") / f"tokens_{index:03d}.npz"
+
+
+def _read_tokens(path: Path) -> tuple[list[npt.NDArray[np.int16]], list[npt.NDArray[np.uint16]]]:
+    """Codes of every utterance, and ids of every prompt."""
+    with np.load(path) as data:
+        codes = np.split(data["codes"], np.cumsum(data["lengths"])[:-1])
+        return codes, np.split(data["prompts"], np.cumsum(data["prompt_lengths"])[:-1])
 
 
 def train_acoustic(work: Work) -> None:
@@ -226,12 +258,14 @@ def train_acoustic(work: Work) -> None:
 
 
 def _crops(work: Work) -> acoustic.Crops:
-    """Tokens and latents of what has been spoken, as much of it as the encoders learned from."""
-    tokenizer = _trained(SpeechTokenizer(), work.file("speech_tokenizer.pt")).to(work.device)
+    """Tokens and latents of what has been encoded, as much of it as the encoders learned from."""
     model, transform = _trained(Vocoder(), work.file("vocoder.pt")).to(work.device), LogMel().to(work.device)
     codes, latents, first = [], [], 0
-    for shard in arriving(work.file("corpus"), 0, work.sizes.heard):
-        codes.append(_codes(shard, tokenizer, transform).to(torch.int16))
+    for index, shard in enumerate(arriving(work.file("corpus"), 0, work.sizes.heard)):
+        if not _tokens_path(work, index).exists():
+            break
+        told = _read_tokens(_tokens_path(work, index))[0]
+        codes.append(torch.from_numpy(np.concatenate(told)).to(work.device))
         mel = log_mel(shard, transform)
         means = encode(shard, mel, lambda mel: model.latents(mel)[0].transpose(1, 2), LATENTS_PER_TOKEN)
         latents.append(means.half())
