@@ -276,8 +276,8 @@ def _check_words(words: Sequence[str]) -> None:
         ConfigError: names the first that is not in lower case, empty, or no single word.
     """
     for word in words:
-        if word != word.lower() or not word.isalpha():
-            raise ConfigError(f"expected `words` of letters in lower case, found {word[:40]!r}")
+        if word != word.lower() or not all(part.isalnum() for part in word.split("'")):
+            raise ConfigError(f"expected `words` of letters or digits in lower case, found {word[:40]!r}")
 
 
 def _named(tensors: tuple[TensorSpec, ...], name: str, failure: str) -> TensorSpec:

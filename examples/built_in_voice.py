@@ -11,7 +11,7 @@ from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.export.config import ExportConfig
 from voxedge.export.systems import export_checkpoint
 
-NOTE = "a small demonstration voice, trained on a CPU; it knows only the words of: voxedge say --list-voices"
+NOTE = "a small demonstration voice of English, trained on synthetic speech; see: voxedge say --list-voices"
 
 precision = sys.argv[3] if len(sys.argv) > 3 else "int8-weight"
 rounded = None if precision in ("fp32", "fp16") else QuantiseConfig(precision)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"\w+(?:'\w+)*")
 
 
 def unknown_words(text: str, words: Collection[str]) -> list[str]:
@@ -17,16 +17,18 @@ def unknown_words(text: str, words: Collection[str]) -> list[str]:
 
     Args:
         text: Any text.
-        words: In lower case; none means that every word is known.
+        words: In lower case; none means that every word is known. A number is known if each of its digits is a word.
 
     Example:
         >>> unknown_words("Hello, brave new world! Brave 42.", ["hello", "new", "world"])
         ['brave', '42']
+        >>> unknown_words("It isn't 42.", ["it", "isn't", "2", "4"])
+        []
     """
     if not words:
         return []
     known, found = frozenset(words), dict[str, str]()
     for word in _WORD.findall(text):
-        if word.lower() not in known:
+        if word.lower() not in known and not (word.isdecimal() and known.issuperset(word)):
             found.setdefault(word.lower(), word)
     return list(found.values())

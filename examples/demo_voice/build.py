@@ -36,10 +36,10 @@ FULL = Sizes(
 )
 """For one GPU and a dozen cores."""
 SMOKE = Sizes(
-    shards=2,
-    per_shard=80,
+    shards=1,
+    per_shard=72,
     workers=1,
-    heard=2,
+    heard=1,
     first=1,
     tokenizer_steps=3,
     tokenizer_batch=4,
@@ -51,7 +51,7 @@ SMOKE = Sizes(
     speech_batch=4,
     acoustic_steps=2,
     acoustic_batch=4,
-    prompts=300,
+    prompts=50,
 )
 """Everything once, in seconds."""
 STAGES: dict[str, Callable[[Work], None]] = {

@@ -88,7 +88,7 @@ NARROW_WORDS: tuple[str, ...] = tuple(
 """The narrow domain's, in lower case."""
 WORDS: tuple[str, ...] = tuple(
     sorted(
-        {*NARROW_WORDS, *(word.lower() for word in open_text.COMMON)}
+        {*NARROW_WORDS, *"0123456789", *(word.lower() for word in open_text.COMMON)}
         | {word.lower() for words in open_text.LISTS.values() for phrase in words for word in phrase.split()}
     )
 )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg")
 RAW = "-"
 _NAMED = 20  # unknown words that are named
+_LISTED = 400  # words that --list-voices prints for people
 _MAX_TOKENS_BYTES = 16 << 20
 _EXAMPLE = 'voxedge say "Hello there." -f hello.wav'
 
@@ -127,7 +128,9 @@ def _list_voices(arguments: argparse.Namespace, console: Console) -> int:
     manifest = Bundle.open(folder).manifest
     lines = [f"{folder}: {manifest.system}", *([manifest.note] if manifest.note else []), ""]
     lines += [f'  --description "{voice}"' for voice in manifest.voices] or ["  no voices are named"]
-    if manifest.words:
+    if len(manifest.words) > _LISTED:
+        lines += ["", f"Trained on {len(manifest.words)} words; all of them with: voxedge say --list-voices --json"]
+    elif manifest.words:
         wrapped = textwrap.wrap(" ".join(manifest.words), 100, initial_indent="  ", subsequent_indent="  ")
         lines += ["", f"Its {len(manifest.words)} words:", *wrapped]
     data = {
@@ -149,7 +152,7 @@ def _tell_unknown(text: str, synthesizer: Synthesizer, console: Console) -> None
         more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
         console.warn(
             f"expected words that this voice was trained on ({len(known)} words), found {', '.join(unknown[:_NAMED])}"
-            f"{more}; it will stumble there; list its words with: voxedge say --list-voices"
+            f"{more}; it may stumble there; see: voxedge say --list-voices"
         )
 
 
