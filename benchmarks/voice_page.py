@@ -22,13 +22,14 @@ from voxedge.runtime.synthesizer import Synthesizer
 
 EXAMPLES = (
     ("Hello world, this is Anna.", "A woman.", Style("slt", 0, 0)),
-    ("Hello world, this is John.", "A man.", Style("rms", 0, 0)),
-    ("Hello world, this is Robert.", "A scottish man.", Style("awb", 0, 0)),
+    ("She put the letter on the table and left.", "A woman.", Style("slt", 0, 0)),
+    ("The train was late because of the snow.", "A man.", Style("rms", 0, 0)),
+    ("They walked along the beach for an hour.", "A scottish man.", Style("awb", 0, 0)),
     ("The red door is behind the office.", "A woman speaks slowly in a low voice.", Style("slt", -1, -1)),
     ("The red door is behind the office.", "A woman speaks fast and in a high voice.", Style("slt", 1, 1)),
-    ("Sunday will be cold and windy in Berlin.", "A deep, slow man.", Style("rms", -1, -1)),
-    ("It is seven thirty in the morning.", "A calm scottish man speaks in a deep voice.", Style("awb", -1, -1)),
-    ("Four nine two eight", "", Style("slt", 0, 0)),
+    ("Our team won the last game of the season.", "A deep, slow man.", Style("rms", -1, -1)),
+    ("He forgot to lock the front door.", "A calm scottish man speaks in a deep voice.", Style("awb", -1, -1)),
+    ("Meet me at 7:30, and bring 42 apples.", "", Style("slt", 0, 0)),
 )
 _STYLE = (
     "body{font:16px/1.5 sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem}figure{display:inline-block;"
