@@ -26,14 +26,9 @@ from voxedge.engines.ort_graphs import CapturedBinding, run_options
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
-GRAPH_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4", "session.x64quantprecision": "1"}
-"""What changes the graph that a session makes.
-
-Level 4: weight-only products compute with INT8 activations, as is ONNX Runtime's default (1.32: the same logits to the
-bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms, not 7. Precision 1: where a processor has no VNNI, products of
-U8 and S8 saturate; there they are computed as U8 and U8 (1024 x 4 layers, AVX2: 17.0 dB, not 15.8, as of the portable
-graph; prefill takes 1.3 times as long, decode no longer). Elsewhere it changes nothing.
-"""
+GRAPH_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4"}
+"""What changes the graph that a session makes. Level 4: weight-only products compute with INT8 activations, as is ONNX
+Runtime's default (1.32: the same logits to the bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms, not 7."""
 
 _AGAIN = "the manifest and the graph disagree, export it again"
 _ORT_TYPES: Mapping[DType, str] = {

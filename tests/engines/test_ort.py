@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from pathlib import Path
 
@@ -147,38 +146,3 @@ def test_auto_stages_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(loader, "available_bytes", lambda available=available: available)
         assert GraphLoader(bundle, LoadOptions("cpu", "auto")).staged is staged
         assert GraphLoader(bundle, LoadOptions("cpu", "resident")).staged is False
-
-
-def test_products_of_integers_do_not_saturate(tmp_path: Path) -> None:
-    """255 * 127 twice is more than an INT16 holds, which is what processors without VNNI add up in."""
-    columns, rows = 64, 64
-    values = {
-        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", size])
-        for name, size in (("a", rows), ("c", columns))
-    }
-    constants = {
-        "x_scale": np.float32(1.0),
-        "x_zero": np.uint8(0),
-        "w": np.full((rows, columns), 127, np.int8),
-        "w_scale": np.ones(columns, np.float32),
-        "w_zero": np.zeros(columns, np.int8),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["a", "x_scale", "x_zero"], ["q"]),
-        helper.make_node("DequantizeLinear", ["q", "x_scale", "x_zero"], ["x"]),
-        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["y"], axis=1),
-        helper.make_node("MatMul", ["x", "y"], ["c"]),
-    ]
-    weights = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    graph = helper.make_graph(nodes, "product", [values["a"]], [values["c"]], weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnx.save(model, tmp_path / "product.onnx")
-    spec = dataclasses.replace(
-        SPEC,
-        name="product",
-        inputs=(TensorSpec("a", "float32", ("rows", rows)),),
-        outputs=(TensorSpec("c", "float32", ("rows", columns)),),
-    )
-    engine = OrtEngine(tmp_path / "product.onnx", spec, OrtOptions(threads=1))
-    found = engine.run({"a": np.full((2, rows), 255.0, np.float32)})["c"]
-    np.testing.assert_array_equal(found, np.full((2, columns), 255.0 * 127.0 * rows, np.float32))
