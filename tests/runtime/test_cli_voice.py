@@ -41,7 +41,7 @@ def test_the_voice_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["say", "Hello.", "-f", str(tmp_path / "a.wav"), "--seed", "7"]) == 0
     error = capsys.readouterr().err
     assert error.startswith("warning: ")
-    assert "trained on a CPU" in error
+    assert "trained on synthetic speech" in error
 
 
 def test_raw_samples_are_those_of_the_file(tmp_path: Path) -> None:
