@@ -7,7 +7,6 @@ and the measurement behind it, verified and marked as ready or not. Prints nothi
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 from voxedge.calibration.quantise.bundle import quantise_bundle
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.recording import Recording
-from voxedge.calibration.report import VerifyReport
 from voxedge.calibration.search import PrecisionSearch
 from voxedge.calibration.sensitivity import SENSITIVITY_REPORT, Sensitivity, dump_sensitivity
 from voxedge.calibration.speaking import Probe, probes_for
@@ -28,7 +26,6 @@ from voxedge.engines.errors import ConfigError, InputError
 Progress = Callable[[str, int, int], None]
 
 _STEP_DB = 3.0  # half the noise power, where speech is not good enough though every graph reaches the target
-_MARGIN_DB = 1.0  # above what is asked for: speech that the search did not hear comes out up to half a dB worse
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def quantise_mixed(
     probes = probes_for(bundle.manifest.words) if mixed.probes is None else mixed.probes
     speak_reference(bundle, probes, recording, progress, mixed.codec)
     search = PrecisionSearch(bundle, config, statistics, recording)
-    target = config.min_snr_db + _MARGIN_DB
+    target = config.min_snr_db
     for number in range(mixed.rounds):
         found = search.find(target, progress)
         chosen = dataclasses.replace(found.config, overwrite=config.overwrite or number > 0)
@@ -101,16 +98,10 @@ def quantise_mixed(
         quantised = quantise_bundle(source, output, chosen, statistics, progress, reports)
         verification = verify(output, source, progress, VerifyConfig(probes=probes, codec=mixed.codec))
         record(verification)
-        if verification.report.passed and _worst_snr(verification.report) >= config.min_snr_db + _MARGIN_DB:
+        if verification.report.passed:
             break
         target += _STEP_DB
     return Mixed(quantised, found.sensitivity, verification)
-
-
-def _worst_snr(report: VerifyReport) -> float:
-    """Of every output of every flavour beside the reference; one may round coarser than what was searched with."""
-    worst = [graph.worst for graph in report.graphs if graph.against == "reference"]
-    return min((output.snr_db for output in worst if output is not None), default=math.inf)
 
 
 def quantise_as_asked(

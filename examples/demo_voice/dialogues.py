@@ -57,16 +57,17 @@ class _Bucket:
 class Dialogues:
     """All utterances with their prompts."""
 
-    def __init__(self, capacity: int, size: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, size: int, device: torch.device, shapes: Sequence[Shape] = SHAPES) -> None:
         """Make room.
 
         Args:
             capacity: Prompts that there will be.
             size: Utterances of a batch of the smallest shape.
             device: Where the tensors are.
+            shapes: Of batches, smallest first.
         """
-        self._size, self.shapes = size, len(SHAPES)
-        self._buckets = [_Bucket(shape, capacity, device) for shape in SHAPES]
+        self._size, self.shapes = size, len(shapes)
+        self._buckets = [_Bucket(shape, capacity, device) for shape in shapes]
 
     def add(self, prompts: Sequence[npt.NDArray[np.uint16]], speech: Sequence[npt.NDArray[np.int16]]) -> int:
         """Take in prompts and the speech of each.
@@ -91,7 +92,7 @@ class Dialogues:
     def choose(self, seed: int, step: int) -> int:
         """A shape for a step, so that every utterance is equally likely."""
         shares = [bucket.filled / bucket.shape.share for bucket in self._buckets]
-        return random.Random(f"{seed}:{step}").choices(range(len(SHAPES)), shares)[0]  # noqa: S311 - not for secrets
+        return random.Random(f"{seed}:{step}").choices(range(self.shapes), shares)[0]  # noqa: S311 - not for secrets
 
     def batch(self, shape: int) -> Batch:
         """Random utterances of a shape, some of the tokens that are read replaced by others.
@@ -100,22 +101,25 @@ class Dialogues:
         """
         bucket = self._buckets[shape]
         device = bucket.count.device
-        rows = (torch.rand(max(1, int(self._size * SHAPES[shape].share)), device=device) * bucket.count).long()
+        rows = (torch.rand(max(1, int(self._size * bucket.shape.share)), device=device) * bucket.count).long()
         batch = _batch(bucket, rows)
         wrong = torch.rand(batch.speech.shape, device=device) < _WRONG
         other = torch.randint(0, CODES, batch.speech.shape, device=device)
         return Batch(batch.text, batch.text_lengths, torch.where(wrong, other, batch.speech), batch.targets)
 
+    def all_of(self, shape: int) -> Batch:
+        """Every utterance of a shape, nothing replaced."""
+        bucket = self._buckets[shape]
+        return _batch(bucket, torch.arange(bucket.filled, device=bucket.count.device))
+
 
 def held_out(
     prompts: Sequence[npt.NDArray[np.uint16]], speech: Sequence[npt.NDArray[np.int16]], device: torch.device
 ) -> Batch:
-    """Utterances to judge by, in the largest shape."""
-    store = Dialogues(len(prompts), 1, device)
-    store._buckets = [_Bucket(SHAPES[-1], len(prompts), device)]
-    store.add(prompts, speech)
-    bucket = store._buckets[0]
-    return _batch(bucket, torch.arange(bucket.filled, device=device))
+    """Utterances to judge by, all in the largest shape and as they are."""
+    told = Dialogues(len(prompts), 1, device, SHAPES[-1:])
+    told.add(prompts, speech)
+    return told.all_of(0)
 
 
 def _batch(bucket: _Bucket, rows: Tensor) -> Batch:

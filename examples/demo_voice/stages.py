@@ -24,7 +24,7 @@ from examples.demo_voice import acoustic, checkpoint, corpus, speech_tokenizer, 
 from examples.demo_voice.descriptions import style_and_description
 from examples.demo_voice.dialogues import Dialogues, held_out
 from examples.demo_voice.features import LogMel
-from examples.demo_voice.language_model import SpeechExpert, TextExpert
+from examples.demo_voice.language_model import Batch, SpeechExpert, TextExpert
 from examples.demo_voice.pool import HELD_OUT, Pool, arriving, encode, log_mel
 from examples.demo_voice.prompts import prompt_ids, write_tokenizer
 from examples.demo_voice.speech_tokenizer import SpeechTokenizer
@@ -185,6 +185,9 @@ def train_experts(work: Work) -> None:
 
 class _Told:
     """Prompts and speech tokens of the corpus, growing with it."""
+
+    held_out: Batch
+    """Utterances to judge by, from the first shard, that nothing learns from."""
 
     def __init__(self, work: Work) -> None:
         sizes = work.sizes
