@@ -22,13 +22,10 @@ from voxedge.engines.errors import BackendUnavailableError, BundleError, Inferen
 from voxedge.engines.manifest import DType, GraphSpec
 from voxedge.engines.ort_binding import OrtBinding, first_line
 from voxedge.engines.ort_graphs import CapturedBinding, run_options
+from voxedge.engines.processor import int8_products_saturate
 
 INSTALL = {"cpu": "pip install 'voxedge[ort]'", "cuda": "pip install 'voxedge[ort-gpu]'"}
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-GRAPH_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4"}
-"""What changes the graph that a session makes. Level 4: weight-only products compute with INT8 activations, as is ONNX
-Runtime's default (1.32: the same logits to the bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms, not 7."""
 
 _AGAIN = "the manifest and the graph disagree, export it again"
 _ORT_TYPES: Mapping[DType, str] = {
@@ -75,7 +72,7 @@ class OrtEngine:
 
     def _open(self, path: Path, options: OrtOptions) -> Any:  # noqa: ANN401 - ONNX Runtime has no types
         provider = PROVIDERS[options.device]
-        settings = _session_options(self._runtime, options)
+        settings = _session_options(self._runtime, self.spec, options)
         if self.spec.weight_uses > 1:
             # Every node would pack a copy of its own: 12 products with one matrix took 9.5 times its size, and were no
             # faster, since one row at a time is bound by memory.
@@ -194,24 +191,40 @@ def physical_cores() -> int:
     return max(1, len(siblings))
 
 
-def _session_options(runtime: Any, options: OrtOptions) -> Any:  # noqa: ANN401
+def graph_options(spec: GraphSpec, device: Literal["cpu", "cuda"] = "cpu") -> dict[str, str]:
+    """Options that change what ONNX Runtime makes of a graph on this machine.
+
+    Level 4: weight-only products compute with INT8 activations, as is ONNX Runtime's default (1.32: the same logits to
+    the bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms, not 7. Precision 1: where products of U8 and S8 may
+    saturate, INT8 layers are computed as U8 by U8; elsewhere that would only make them 7 times as slow. Weights that
+    several nodes read cannot have it: ONNX Runtime 1.32 would shift them once for each node and fails.
+    """
+    chosen = {"session.qdq_matmulnbits_accuracy_level": "4"}
+    precisions = {str(layer.precision) for layer in spec.layers.values()} or {spec.precision}
+    if "int8" in precisions and spec.weight_uses == 1 and device == "cpu" and int8_products_saturate():
+        chosen["session.x64quantprecision"] = "1"
+    return chosen
+
+
+def _session_options(runtime: Any, spec: GraphSpec, options: OrtOptions) -> Any:  # noqa: ANN401
     session = runtime.SessionOptions()
     session.intra_op_num_threads = options.threads or physical_cores()
     session.inter_op_num_threads = 1
     session.log_severity_level = 3
     # Lengths vary from call to call: cached memory patterns would only grow (kokoro PR 358, onnxruntime #22297).
     session.enable_mem_pattern = False
-    for name, value in GRAPH_OPTIONS.items():
+    for name, value in graph_options(spec, options.device).items():
         session.add_session_config_entry(name, value)
     session.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
     return session
 
 
-def save_prepared(graph: Path, target: Path, data: str, options: OrtOptions) -> None:
+def save_prepared(graph: Path, spec: GraphSpec, target: Path, data: str, options: OrtOptions) -> None:
     """Write a graph as a CPU session keeps it: optimised, its weights also in the order that the kernels read.
 
     Args:
         graph: What to load.
+        spec: The manifest's words of it.
         target: The .onnx file to write; it fits this processor and this ONNX Runtime alone.
         data: Name of the file of weights beside it.
         options: How it will run; only the device matters for what is written.
@@ -220,7 +233,7 @@ def save_prepared(graph: Path, target: Path, data: str, options: OrtOptions) -> 
         BundleError: ONNX Runtime cannot load the graph or write the files.
     """
     runtime = load_onnxruntime("cpu")
-    session = _session_options(runtime, options)
+    session = _session_options(runtime, spec, options)
     session.optimized_model_filepath = str(target)
     for name, value in (
         ("session.save_external_prepacked_constant_initializers", "1"),

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BackendUnavailableError, BundleError, ConfigError, VoxedgeError
 from voxedge.engines.manifest import FileRecord, GraphSpec
 from voxedge.engines.memory import give_back_memory
-from voxedge.engines.ort import GRAPH_OPTIONS, OrtEngine, OrtOptions, load_onnxruntime, newer_or_equal, save_prepared
+from voxedge.engines.ort import OrtEngine, OrtOptions, graph_options, load_onnxruntime, newer_or_equal, save_prepared
+from voxedge.engines.processor import processor_identity
 from voxedge.engines.records import from_dict, to_dict
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class SessionKey:
     onnxruntime: str
     """Version of ONNX Runtime."""
     processor: str
-    """Model and instruction sets, see `processor_identity`."""
+    """Model and instruction sets, see `engines.processor`."""
     options: str
     """Session options that change the graph; not the number of threads, which does not."""
 
@@ -167,7 +167,7 @@ class SessionCache:
             files.ensure_free_space(self.folder, needed, BundleError)
             logger.info("preparing %s for this processor, once: at most %s", spec.name, files.format_bytes(needed))
             with _partial_folder(entry) as partial:
-                save_prepared(plain, partial / _GRAPH, _DATA, options)
+                save_prepared(plain, spec, partial / _GRAPH, _DATA, options)
                 files.write_atomically(partial / _STAMP, json.dumps(to_dict(_stamp(partial, key))).encode())
                 folders.put_in_place(partial, entry)
             self._prune(entry)
@@ -215,21 +215,8 @@ def session_key(bundle: Bundle, spec: GraphSpec) -> SessionKey:
     records = bundle.manifest.files
     version = load_onnxruntime("cpu").__version__
     return SessionKey(
-        records[spec.path].sha256, records[spec.data].sha256, version, processor_identity(), str(GRAPH_OPTIONS)
+        records[spec.path].sha256, records[spec.data].sha256, version, processor_identity(), str(graph_options(spec))
     )
-
-
-def processor_identity(root: Path = Path("/")) -> str:
-    """What the packed order depends on: architecture, model and a hash of the instruction sets."""
-    wanted: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "CPU part", "flags", "Features"):
-                wanted.setdefault(name.strip(), " ".join(sorted(value.split())))
-    sets = wanted.get("flags", "") or wanted.get("Features", "")
-    model = wanted.get("model name") or wanted.get("CPU part") or platform.processor()
-    return f"{platform.machine()} {model} {hashlib.sha256(sets.encode()).hexdigest()[:16]}"
 
 
 def word_sums(path: Path) -> tuple[int, ...]:

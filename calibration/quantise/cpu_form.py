@@ -7,6 +7,7 @@ the sound.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def choose_cpu_form(
         for form in forms:
             (Path(folder) / form).mkdir()
             paths[form] = write(Path(folder) / form, form)
-        engines = {form: OrtEngine(path, spec, OrtOptions(spinning=False)) for form, path in paths.items()}
+        specs = {"integer": dataclasses.replace(spec, precision="int8", layers={})}
+        options = OrtOptions(spinning=False)
+        engines = {form: OrtEngine(path, specs.get(form, spec), options) for form, path in paths.items()}
         best = fastest_ms(engines, feeds)
         for engine in engines.values():
             engine.close()

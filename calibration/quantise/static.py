@@ -171,7 +171,8 @@ class _Writer:
         last: ir.Value | None = None
         if found.operator != "MatMul" and len(found.shape) == 3:
             found, activation, last = self._add_dimension(node, found, activation)
-        store_matrix(self._graph, self._model, node, found, LayerSpec("int8-weight"))
+        beside_int8 = self._form.style != "float"
+        store_matrix(self._graph, self._model, node, found, LayerSpec("int8-weight"), beside_int8)
         whole = self._form.style == "integer" and found.operator == "Conv"
         if self._has_integers(found, whole, result_limit):
             self._quantise_input(node, activation, limit)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
 
 from voxedge.calibration.quantise.config import BLOCK_SIZES, DEFAULT_INT4_BLOCK, QuantiseConfig
 from voxedge.calibration.quantise.graph import (
     FLOAT_TYPES,
     EditedGraph,
+    add_constant,
     add_initialiser,
     describe,
     new_node,
@@ -53,6 +55,7 @@ def layer_spec(node: WeightedNode, precision: LayerPrecision, config: QuantiseCo
 
 def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
     """Rewrite all weight-only layers of all flavours, in place."""
+    beside_int8 = any(spec.precision == "int8" for spec in layers.values())
     for model in graph.models.values():
         for node in list(model.graph):
             found = describe(node)
@@ -63,7 +66,7 @@ def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
                 if found.operator == "Gather":
                     store_table(graph, model, node, found)
                 else:
-                    store_matrix(graph, model, node, found, spec)
+                    store_matrix(graph, model, node, found, spec, beside_int8)
             elif spec.precision == "fp16" and found.stored == "fp32":
                 _store_half(graph, model, node, found)
     graph.drop_unused()
@@ -89,8 +92,15 @@ def rounded_weight(graph: EditedGraph, model: ir.Model, node: WeightedNode, grid
     return add_initialiser(model, name, f"int{grid.bits}", node.shape), scale
 
 
-def store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec) -> None:
-    """Let one node of one model read its weight as integers through a DequantizeLinear."""
+def store_matrix(
+    graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec, beside_int8: bool
+) -> None:
+    """Let one node of one model read its weight as integers through a DequantizeLinear.
+
+    Zero-points, all 0, are written out beside layers that compute with INT8: where ONNX Runtime has to make those
+    layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the graph. Where there is no zero-point
+    it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both.
+    """
     grid = grid_of(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)
     attributes = {"axis": grid.axis}
@@ -98,9 +108,11 @@ def store_matrix(graph: EditedGraph, model: ir.Model, node: ir.Node, found: Weig
         attributes["block_size"] = grid.block
     if grid.block is not None or grid.bits == 4:
         require_opset(model, BLOCKED_OPSET)
-    floats = new_node(
-        node, "DequantizeLinear", [integers, scale], FLOAT_TYPES[found.stored], ir.Shape(found.shape), attributes
-    )
+    operands = [integers, scale]
+    if beside_int8 and grid.bits == 8:
+        zeros = np.zeros(graph.sources[str(scale.name)].shape, np.int8)
+        operands.append(add_constant(model, f"{node.name}.zeros", zeros))
+    floats = new_node(node, "DequantizeLinear", operands, FLOAT_TYPES[found.stored], ir.Shape(found.shape), attributes)
     node.replace_input_with(weight_input(node), floats)
 
 

@@ -21,6 +21,7 @@ from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.cpu_form import CpuChoice
 from voxedge.calibration.quantise.plan import Rule
 from voxedge.calibration.quantise.static import PORTABLE, quantise_activations
+from voxedge.calibration.quantise.weight_only import store_weights
 from voxedge.calibration.recording import Recording
 from voxedge.calibration.sets import CalibrationSet, Line
 from voxedge.calibration.speaking import Probe, speak
@@ -28,6 +29,7 @@ from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError
 from voxedge.engines.manifest import LayerSpec
+from voxedge.engines.processor import int8_products_saturate
 
 LINES = CalibrationSet("two", (Line("Hello there."), Line("One, two.", "A calm voice.")))
 PRODUCTS = ("MatMul", "Conv", "ConvTranspose")
@@ -72,6 +74,27 @@ def test_a_layer_is_within_the_sum_of_its_steps(operator: str, tmp_path: Path) -
     error = np.abs(found - true)
     assert np.all(error <= limit * (1 + 1e-5))
     assert error.max() > 0
+
+
+def test_processors_without_vnni_compute_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get U8 by U8, also beside weights that are only stored as INT8; saturated, pairs of 1 * 1 would be halved.
+
+    The steps of both weights are 1 / 127.5, so 127 of them lack 1 / 255; ONNX Runtime rounds z to 8 bits, 2 ** -8 / 2.
+    """
+    w, x = np.full((K, N), 1.0, np.float32), np.full((ROWS, K), 1.0, np.float32)
+    text = (
+        f'<ir_version: 9, opset_import: ["" : 20]> agraph (float[{ROWS},{K}] x, float[{K},{N}] w, float[{N},{K}] v)'
+        " => (float[] y) { z = MatMul(x, w) y = MatMul(z, v) }"
+    )
+    graph = toy_graph(text, {"w": w, "v": w.T.copy()})
+    layers = {"/z/MatMul": LayerSpec("int8"), "/y/MatMul": LayerSpec("int8-weight")}
+    config = QuantiseConfig("int8", ranges="minmax", smooth=False)
+    quantise_activations(graph, layers, statistics_of({"x": (-1, x)}), config, {"portable": PORTABLE})
+    store_weights(graph, layers)
+    for saturate in {True, int8_products_saturate()}:
+        monkeypatch.setattr("voxedge.engines.ort.int8_products_saturate", lambda answer=saturate: answer)
+        found = run_graph(graph, tmp_path / str(saturate), x)["y"]
+        np.testing.assert_allclose(found, x @ w @ w.T, rtol=2 / 255 + 2**-9)
 
 
 # a whole voice
@@ -131,7 +154,7 @@ def test_every_int8_layer_has_q_and_dq_at_both_operands(quantised: Bundle) -> No
             assert np.abs(integers.astype(int)).max() <= 127
             assert arrays[weight.input[1]].shape == (integers.shape[axis],)
             assert [item.i for item in weight.attribute if item.name == "axis"] == [axis]
-            assert len(weight.input) == 2  # no zero-point is zero-point 0
+            assert not arrays[weight.input[2]].any()
             for bias in node.input[2:]:
                 assert arrays[bias].dtype == np.float32
     assert all(seen.values()), seen

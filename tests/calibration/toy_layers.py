@@ -16,6 +16,8 @@ from voxedge.calibration.graph_files import save_models
 from voxedge.calibration.quantise.graph import EditedGraph
 from voxedge.calibration.statistics import Provenance, Statistics
 from voxedge.engines.lazy import InMemory
+from voxedge.engines.manifest import GraphSpec
+from voxedge.engines.ort import graph_options
 
 Arrays = dict[str, np.ndarray]
 PROVENANCE = Provenance("0" * 64, "toy", "1" * 64, 1, 0, 1, "0", "0")
@@ -39,7 +41,12 @@ def run_graph(graph: EditedGraph, folder: Path, x: np.ndarray) -> Arrays:
     """Save and run the portable flavour."""
     folder.mkdir(exist_ok=True)
     save_models({folder / "toy.onnx": graph.models["portable"]}, graph.sources, folder / "toy.data", lambda count: None)
-    session = onnxruntime.InferenceSession(str(folder / "toy.onnx"), providers=["CPUExecutionProvider"])
+    precision = "int8" if any(node.op_type == "QuantizeLinear" for node in graph.models["portable"].graph) else "fp32"
+    spec = GraphSpec("toy", "portable", "toy.onnx", "toy.data", precision, 20, (), (), {"any": {}})
+    settings = onnxruntime.SessionOptions()
+    for name, value in graph_options(spec).items():
+        settings.add_session_config_entry(name, value)
+    session = onnxruntime.InferenceSession(str(folder / "toy.onnx"), settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, {"x": x}), strict=True))
 

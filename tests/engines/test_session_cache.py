@@ -20,8 +20,9 @@ from voxedge.engines import session_cache
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BundleError
 from voxedge.engines.loader import GraphLoader, LoadOptions
+from voxedge.engines.manifest import GraphSpec
 from voxedge.engines.ort import OrtEngine, OrtOptions
-from voxedge.engines.session_cache import SessionCache, processor_identity, session_key, why_not, word_sums
+from voxedge.engines.session_cache import SessionCache, session_key, why_not, word_sums
 
 OPTIONS = OrtOptions(threads=1)
 X = {"x": np.random.default_rng(1).standard_normal((3, toy_graphs.WIDTH)).astype(np.float32)}
@@ -50,9 +51,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     found: list[Path] = []
     save = session_cache.save_prepared
 
-    def record(graph: Path, target: Path, data: str, options: OrtOptions) -> None:
+    def record(graph: Path, spec: GraphSpec, target: Path, data: str, options: OrtOptions) -> None:
         found.append(target)
-        save(graph, target, data, options)
+        save(graph, spec, target, data, options)
 
     monkeypatch.setattr(session_cache, "save_prepared", record)
     return found
@@ -151,7 +152,7 @@ def test_a_copy_that_does_not_load_is_removed(
 ) -> None:
     """Its stamp fits, ONNX Runtime refuses it all the same."""
 
-    def garbage(graph: Path, target: Path, data: str, options: OrtOptions) -> None:
+    def garbage(graph: Path, spec: GraphSpec, target: Path, data: str, options: OrtOptions) -> None:
         target.write_bytes(b"no graph")
         target.with_name(data).write_bytes(b"no weights")
 
@@ -179,7 +180,7 @@ def test_no_room(
 def test_a_disk_that_fills_while_it_is_written_leaves_nothing(
     cache: SessionCache, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(graph: Path, target: Path, data: str, options: OrtOptions) -> None:
+    def full(graph: Path, spec: GraphSpec, target: Path, data: str, options: OrtOptions) -> None:
         target.write_bytes(b"some")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -308,24 +309,12 @@ def test_sums_see_flips_holes_and_cuts(tmp_path: Path) -> None:
     assert word_sums(path) == ()
 
 
-def test_processors_differ_by_model_and_instruction_sets(tmp_path: Path) -> None:
-    def identity(text: str) -> str:
-        (tmp_path / "proc").mkdir(exist_ok=True)
-        (tmp_path / "proc" / "cpuinfo").write_text(text)
-        return processor_identity(tmp_path)
-
-    amd = "processor : 0\nmodel name : AMD EPYC\nflags : sse avx2 avx512f\n"
-    assert identity(amd) == identity(amd + amd.replace("0", "1"))  # every core is listed
-    assert identity(amd) == identity(amd.replace("sse avx2", "avx2 sse"))
-    others = [amd.replace(" avx512f", ""), amd.replace("EPYC", "Ryzen"), "CPU part : 0xd42\nFeatures : asimd\n", ""]
-    assert len({identity(text) for text in (amd, *others)}) == 5
-
-
 def test_prepare_says_what_it_could_not_load(tmp_path: Path) -> None:
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(b"no graph")
+    spec = GraphSpec("toy", "portable", "broken.onnx", "graph.data", "fp32", 20, (), (), {"any": {}})
     with pytest.raises(BundleError, match="cannot prepare it"):
-        session_cache.save_prepared(broken, tmp_path / "graph.onnx", "graph.data", OPTIONS)
+        session_cache.save_prepared(broken, spec, tmp_path / "graph.onnx", "graph.data", OPTIONS)
 
 
 def test_the_log_says_that_a_copy_is_made(
