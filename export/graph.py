@@ -245,8 +245,9 @@ def _path(node: ir.Node) -> str:
         return ""
     path, previous = "", ""
     for scope in ast.literal_eval(reader.metadata_props[_SCOPES])[:-1]:
-        if scope and not scope.startswith("_") and (not previous or scope.startswith(f"{previous}.")):
-            path += "/" + scope[len(previous) :].lstrip(".")
+        if scope and not scope.startswith("_"):
+            inside = scope.startswith(f"{previous}.")  # else a module that another one was given to call
+            path += "/" + (scope[len(previous) + 1 :] if inside else scope)
             previous = scope
     return path
 

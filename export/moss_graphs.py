@@ -23,7 +23,8 @@ from voxedge.export.graph import Argument, Traced, trace
 from voxedge.export.modules.attention import rotary_tables
 from voxedge.export.modules.basic import Linear
 from voxedge.export.modules.embedding_sum import EmbeddingSum
-from voxedge.export.modules.local_lm import DepthFrame, DepthText, GptFrame
+from voxedge.export.modules.local_lm import DepthFrame, DepthText, GptFrame, frame_streams
+from voxedge.export.repeat import Stack
 
 EMBEDDING_ROWS = 128
 """Most rows of one call: their embeddings of all channels are in memory at once, 64 MB at 32 channels of width 4096."""
@@ -100,12 +101,20 @@ class FrameTracer:
         if isinstance(self.local, DepthConfig):
             arguments = (_state(self.width), TensorSpec("text", "float32", ("batch", self.width)), *arguments[1:])
             outputs.remove("gate")
-        return trace(self._module, arguments, outputs)
+        return trace(self._module, arguments, outputs, stack=self._stack or ())
+
+    @property
+    def _stack(self) -> Stack | None:
+        """The channels, where all are alike: of 32 with 4 layers each, three are traced in a tenth of the time."""
+        layers = self.local.layers if isinstance(self.local, GptConfig) else self.local.language.layers
+        alike = len(set(self.codebooks)) == 1
+        return Stack("/channels", "channels", len(self.codebooks), streams=frame_streams(layers)) if alike else None
 
     def _module(self) -> nn.Module:
+        channels = self._stack.traced if self._stack else None
         if isinstance(self.local, DepthConfig):
-            return DepthFrame(self.local, self.width, self.codebooks, self.dtype)
-        return GptFrame(self.local, self.codebooks, self.dtype)
+            return DepthFrame(self.local, self.width, self.codebooks, self.dtype, channels)
+        return GptFrame(self.local, self.codebooks, self.dtype, channels)
 
 
 def embeddings_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> GraphPlan:
@@ -156,12 +165,12 @@ def frame_plan(name: str, checkpoint: MossCheckpoint, config: ExportConfig) -> G
         raise CheckpointError(f"expected a local transformer over codebooks of at most {LARGEST_CODEBOOK} codes")
     width = checkpoint.text_table.shape[1]
     tracer = FrameTracer(local, width, codebooks, _dtype(config))
-    tensors = {"channels.table.weight": checkpoint.audio_table}
-    tensors.update({f"channels.heads.{j}.weight": head for j, head in enumerate(checkpoint.audio_heads)})
+    tensors = {"table.weight": checkpoint.audio_table}
+    tensors.update({f"channels.{j}.head.weight": head for j, head in enumerate(checkpoint.audio_heads)})
     if isinstance(local, DepthConfig):
         tensors.update(_depth(checkpoint))
         for channel in range(len(codebooks)):
-            tensors.update(_exit(checkpoint, f"exits.{channel}", channel + 1))
+            tensors.update(_exit(checkpoint, f"channels.{channel}.leave", channel + 1))
     else:
         tensors.update(_gpt(checkpoint, local))
     return replace(_plan(name, config, tracer, tensors), weight_uses=len(codebooks))

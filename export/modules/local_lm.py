@@ -9,6 +9,9 @@ rules.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -93,32 +96,75 @@ class GptLayer(nn.Module):
         return residual
 
 
-class _Channels(nn.Module):
-    """Heads and tables of the audio channels."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What the channels so far have made; all that one channel hands to the next besides keys and values."""
 
-    def __init__(self, codebooks: tuple[int, ...], width: int, dtype: torch.dtype) -> None:
+    rows: Tensor
+    """[B, d] FP32, what the next position reads; or several, [B, S, d]."""
+    total: Tensor
+    """[B, d] FP32, sum of the embeddings."""
+    codes: Tensor | None = None
+    """[B, channels so far] INT32."""
+    logits: Tensor | None = None
+    """[B, channels so far, A] FP32."""
+
+
+Position = Callable[[int, Tensor], Tensor]
+"""Runs a channel's rows [B, S, d] as the next positions; gives [B, width] of the last one."""
+
+
+class Channel(nn.Module):
+    """One codebook: what leads from the local transformer to its head, the head, and its draw.
+
+    Every channel is a module of its own, like a layer of a deep model, so that an exporter may trace a few and add the
+    others to the graph (`frame_streams` says what it hands on).
+    """
+
+    def __init__(
+        self, number: int, codebooks: tuple[int, ...], width: int, dtype: torch.dtype, leave: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.codebooks = codebooks
-        self.table = Embedding(sum(codebooks) + len(codebooks) + 1, width, dtype)
-        self.heads = nn.ModuleList(Linear(width, size, dtype) for size in codebooks)
+        self.number, self.size, self.widest = number, codebooks[number], max(codebooks)
+        self.first = sum(codebooks[:number]) + number  # each table ends with the row of its pad code
+        self.leave = leave
+        self.head = Linear(width, self.size, dtype)
 
-    def code(self, channel: int, z: Tensor, noise: list[Tensor], rules: DrawRules) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw from z [B, d]: the code [B], its embedding [B, d], and the logits [B, A]."""
-        size = self.codebooks[channel]
+    def forward(
+        self, position: Position, table: Embedding, drawn: Drawn, noise: list[Tensor], rules: DrawRules
+    ) -> tuple[Drawn, Tensor]:
+        """Run one position and draw from it; also gives what came out of the position, [B, d]."""
+        y = position(self.number, drawn.rows if drawn.rows.dim() == 3 else drawn.rows.unsqueeze(1))
+        logits = self.head(y if self.leave is None else self.leave(y))  # [B, A]
         uniforms, penalties = noise
-        logits = self.heads[channel](z)
-        code = draw(logits, penalties[:, channel, :size], uniforms[:, channel : channel + 1], rules)
-        first = sum(self.codebooks[:channel]) + channel  # each table ends with the row of its pad code
-        wide = max(self.codebooks) - size
-        if wide:
-            logits = nn.functional.pad(logits, (0, wide), value=torch.finfo(torch.float32).min)
-        return code, self.table(code + first), logits
+        at = slice(self.number, self.number + 1)
+        code = draw(logits, penalties[:, self.number, : self.size], uniforms[:, at], rules)
+        row = table(code + self.first)
+        if self.widest > self.size:
+            logits = nn.functional.pad(logits, (0, self.widest - self.size), value=torch.finfo(torch.float32).min)
+        codes, scores = code.unsqueeze(1), logits.unsqueeze(1)  # [B, 1], [B, 1, A]
+        if drawn.codes is not None and drawn.logits is not None:
+            codes, scores = torch.cat([drawn.codes, codes], 1), torch.cat([drawn.logits, scores], 1)
+        return Drawn(row, drawn.total + row, codes, scores), y
+
+
+def frame_streams(layers: int) -> int:
+    """How many values one channel hands to the next: keys and values of each layer, and what `Drawn` holds."""
+    return 2 * layers + 4
+
+
+def code_table(codebooks: tuple[int, ...], width: int, dtype: torch.dtype) -> Embedding:
+    """Embeddings of all codebooks, one behind the other, and one row for what is no code."""
+    return Embedding(sum(codebooks) + len(codebooks) + 1, width, dtype)
 
 
 class GptFrame(nn.Module):
     """All codes of a frame by the local transformer of v1.5."""
 
-    def __init__(self, config: GptConfig, codebooks: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: GptConfig, codebooks: tuple[int, ...], dtype: torch.dtype, channels: int | None = None
+    ) -> None:
+        """Build it, with the first `channels` alone where given."""
         super().__init__()
         width = config.width
         self.h = nn.ModuleList(GptLayer(config, dtype) for _ in range(config.layers))
@@ -127,7 +173,10 @@ class GptFrame(nn.Module):
         dim = width // config.heads
         self.rotary = RotaryTables(len(codebooks) + 1, dim, torch.float32) if config.rope_base is not None else None
         self.gate = Linear(width, 2, dtype)
-        self.channels = _Channels(codebooks, width, dtype)
+        self.table = code_table(codebooks, width, dtype)
+        self.channels = nn.ModuleList(
+            Channel(number, codebooks, width, dtype) for number in range(channels or len(codebooks))
+        )
         self.slot = parameter(1, width, dtype=dtype)
 
     def forward(self, state: Tensor, noise: list[Tensor], rules: list[Tensor]) -> list[Tensor]:
@@ -142,21 +191,15 @@ class GptFrame(nn.Module):
             Codes [B, n] INT32, the next row's embedding [B, 1, d], the gate [B, 2], and what the codes were drawn from,
             the logits [B, n, A]; a codebook that is shorter than A ends in the lowest number there is.
         """
-        history, x = UnrolledHistory(self.rotary), state
-        codes, logits, gate = [], [], None
-        total = self.slot.float()
-        for channel in range(len(self.channels.codebooks)):
-            y = self.position(channel, x, history)
+        history = UnrolledHistory(self.rotary)
+        drawn, gate = Drawn(state, self.slot.float()), None
+        for channel in self.channels:
+            drawn, y = channel(partial(self.position, history), self.table, drawn, noise, DrawRules(*rules))
             gate = self.gate(y) if gate is None else gate
-            code, x, row_logits = self.channels.code(channel, y, noise, DrawRules(*rules))
-            codes.append(code)
-            logits.append(row_logits)
-            total = total + x
-        return [torch.stack(codes, 1), total.unsqueeze(1), gate, torch.stack(logits, 1)]  # type: ignore[list-item]
+        return [drawn.codes, drawn.total.unsqueeze(1), gate, drawn.logits]  # type: ignore[list-item]
 
-    def position(self, channel: int, x: Tensor, history: UnrolledHistory) -> Tensor:
-        """Run one position [B, d]."""
-        x = x.unsqueeze(1)
+    def position(self, history: UnrolledHistory, channel: int, x: Tensor) -> Tensor:
+        """Run one position [B, 1, d]."""
         if self.wpe is not None:
             x = x + self.wpe[channel].float()
         for number, layer in enumerate(self.h):
@@ -216,11 +259,22 @@ class DepthText(nn.Module):
 class DepthFrame(nn.Module):
     """All codes of a frame by the local transformer of v1, behind the text token."""
 
-    def __init__(self, config: DepthConfig, width: int, codebooks: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: DepthConfig,
+        width: int,
+        codebooks: tuple[int, ...],
+        dtype: torch.dtype,
+        channels: int | None = None,
+    ) -> None:
+        """Build it, with the first `channels` alone where given."""
         super().__init__()
         self.depth = Depth(config, width, dtype)
-        self.exits = nn.ModuleList(Exit(config, width, dtype) for _ in codebooks)
-        self.channels = _Channels(codebooks, width, dtype)
+        self.table = code_table(codebooks, width, dtype)
+        self.channels = nn.ModuleList(
+            Channel(number, codebooks, width, dtype, Exit(config, width, dtype))
+            for number in range(channels or len(codebooks))
+        )
 
     def forward(self, state: Tensor, text: Tensor, noise: list[Tensor], rules: list[Tensor]) -> list[Tensor]:
         """Make one frame.
@@ -235,15 +289,15 @@ class DepthFrame(nn.Module):
             Codes [B, n] INT32, the next row's embedding [B, 1, d], and the logits [B, n, A] as there.
         """
         history = UnrolledHistory()
-        rows, total = torch.stack([state, text], 1), text  # [B, 2, d]
-        codes, logits = [], []
-        for channel, leave in enumerate(self.exits):
-            z = leave(self.depth(rows, history))
-            code, row, row_logits = self.channels.code(channel, z, noise, DrawRules(*rules))
-            codes.append(code)
-            logits.append(row_logits)
-            rows, total = row.unsqueeze(1), total + row
-        return [torch.stack(codes, 1), total.unsqueeze(1), torch.stack(logits, 1)]
+        drawn = Drawn(torch.stack([state, text], 1), text)  # [B, 2, d]
+        for channel in self.channels:
+            position = partial(self._position, history)
+            drawn, _ = channel(position, self.table, drawn, noise, DrawRules(*rules))
+        return [drawn.codes, drawn.total.unsqueeze(1), drawn.logits]  # type: ignore[list-item]
+
+    def _position(self, history: UnrolledHistory, channel: int, rows: Tensor) -> Tensor:
+        y: Tensor = self.depth(rows, history)
+        return y
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

@@ -14,6 +14,7 @@ from voxedge.engines.errors import ExportError
 from voxedge.engines.manifest import TensorSpec
 from voxedge.export import repeat
 from voxedge.export.checkpoint.dit import DitConfig
+from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
 from voxedge.export.checkpoint.tensors import InMemory
 from voxedge.export.config import ExportConfig
@@ -21,6 +22,7 @@ from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.basic import Linear
 from voxedge.export.modules.dit import DiffusionTransformer
+from voxedge.export.moss_graphs import FrameTracer
 from voxedge.export.repeat import Stack
 
 LAYERS = 5  # two copies: the second reads the first
@@ -45,7 +47,7 @@ FURTHER = {
 
 
 def nodes(traced: Traced) -> list[tuple[object, ...]]:
-    """Name, operator, inputs and outputs of every node, sorted; constants by value, since their numbers differ."""
+    """Name, operator, inputs, outputs and shapes of every node, sorted; constants by value: their numbers differ."""
     constants = {
         value.name: str(value.const_value.numpy().tolist())
         for value in traced.model.graph.initializers.values()
@@ -55,7 +57,8 @@ def nodes(traced: Traced) -> list[tuple[object, ...]]:
     for node in traced.model.graph:
         inputs = tuple(constants.get(value.name, value.name) if value is not None else None for value in node.inputs)
         attributes = tuple(sorted((key, str(item.value)) for key, item in node.attributes.items()))
-        listed.append((node.name, node.domain, node.op_type, inputs, tuple(v.name for v in node.outputs), attributes))
+        outputs = tuple((value.name, str(value.shape)) for value in node.outputs)
+        listed.append((node.name, node.domain, node.op_type, inputs, outputs, attributes))
     return sorted(listed)
 
 
@@ -111,12 +114,37 @@ def test_diffusion_transformer(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert_same(*both(make, monkeypatch))
 
 
-class Uneven(nn.Module):
-    """Layers of which the third is another."""
+GPT = GptConfig(width=32, layers=1, heads=2, inner=48, activation="gelu_new", eps=1e-5, rope_base=1e4, gate="binary")
+LOCAL = {
+    "v1": DepthConfig(replace(QWEN, layers=2), 40),
+    "v1.5": GPT,
+    "v1.5 with learned positions": replace(GPT, rope_base=None),
+}
 
-    def __init__(self, layers: int) -> None:
+
+@pytest.mark.parametrize("kind", LOCAL)
+def test_channels_of_a_frame(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several streams, of which keys, values and what was drawn grow from channel to channel."""
+    tracer = FrameTracer(LOCAL[kind], 32, (20,) * LAYERS, torch.float32)
+    assert_same(*both(tracer, monkeypatch))
+
+
+def test_channels_that_differ_are_traced_whole() -> None:
+    """Four are more than would be traced of channels that are alike."""
+    traced = FrameTracer(GPT, 32, (20, 20, 16, 20), torch.float32)()
+    assert [output.shape for output in traced.outputs if output.name in ("codes", "logits")] == [
+        ("batch", 4),
+        ("batch", 4, 20),
+    ]
+    assert str(traced.model.graph.initializers["channels.2.head.weight"].shape) == "[32,16]"
+
+
+class Uneven(nn.Module):
+    """Layers of which one may be another."""
+
+    def __init__(self, layers: int, other: int | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Linear(8, 8, torch.float32, bias=number == 2) for number in range(layers))
+        self.layers = nn.ModuleList(Linear(8, 8, torch.float32, bias=number == other) for number in range(layers))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         for layer in self.layers:
@@ -124,8 +152,12 @@ class Uneven(nn.Module):
         return x
 
 
-def test_unlike_layers_are_refused() -> None:
-    stack = Stack("/layers", "layers", LAYERS)
+@pytest.mark.parametrize(
+    ("streams", "other", "message"),
+    [(1, 2, "to be alike"), (2, None, "expected 2 values from layer to layer of /layers, found 1")],
+)
+def test_unlike_layers_are_refused(streams: int, other: int | None, message: str) -> None:
+    stack = Stack("/layers", "layers", LAYERS, streams=streams)
     given = [TensorSpec("x", "float32", ("batch", 8))]
-    with pytest.raises(ExportError, match="to be alike"):
-        trace(lambda: Uneven(stack.traced), given, ["y"], stack=stack)
+    with pytest.raises(ExportError, match=message):
+        trace(lambda: Uneven(stack.traced, other), given, ["y"], stack=stack)
