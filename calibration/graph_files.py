@@ -1,11 +1,12 @@
 """Graphs on disk as `onnx_ir` models whose weights stay where they are.
 
 In: .onnx files, and lazily read tensors by the names of their initialisers. Out: models and tensors that read the data
-file block by block, or .onnx files over ONE data file that they share. Changes no graph.
+file block by block, or .onnx files over ONE data file that they share. Changes no graph but for names of constants.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import onnx_ir as ir
 
 from voxedge.engines.data_file import Progress, Slot, lay_out, write_data
 from voxedge.engines.errors import BundleError, ExportError
-from voxedge.engines.lazy import LazyTensor, item_bytes
+from voxedge.engines.lazy import ITEM_BYTES, InMemory, LazyTensor, item_bytes
 from voxedge.engines.source_files import FileTensor, SourceFile
+
+INLINE_BYTES = 1024
+"""Largest tensor that may be inside the graph file."""
 
 Sources = Mapping[str, LazyTensor]
 """Values of initialisers by name, in the initialiser's own shape; floats may be of another width."""
@@ -63,10 +67,11 @@ def _stored(tensor: ir.ExternalTensor, file: SourceFile, name: str) -> FileTenso
     dtype = str(np.dtype(tensor.dtype.numpy()))
     shape = tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
     place = FileTensor(file, name, shape, dtype, int(tensor.offset or 0))
-    known = Path(tensor.location).name == tensor.location == file.path.name and dtype in ("float32", "float16")
+    known = Path(tensor.location).name == tensor.location == file.path.name
+    known &= dtype in ITEM_BYTES and dtype not in ("int8", "uint8")  # which rounded weights are
     if not known or place.offset < 0 or place.offset + tensor.nbytes > file.size:
         raise BundleError(
-            f"{file.path}: expected the FP32 or FP16 weights {name} inside it, found {dtype} at byte {place.offset} of "
+            f"{file.path}: expected the FP32 or FP16 tensor {name} inside it, found {dtype} at byte {place.offset} of "
             f"{tensor.location}; quantise the FP32 or FP16 bundle of the checkpoint"
         )
     return place
@@ -85,20 +90,45 @@ def save_models(models: Mapping[Path, ir.Model], sources: Sources, data: Path, p
         ExportError: An initialiser has no values, or values that its type cannot hold.
         CheckpointError: A source is damaged.
     """
+    constants: dict[str, LazyTensor] = {}
+    for model in models.values():
+        constants.update(_large_constants(model.graph))
     wanted: dict[tuple[str, str], tuple[LazyTensor, str]] = {}
     for model in models.values():
         for name, value in model.graph.initializers.items():
-            if is_streamed(value):
-                if name not in sources:
-                    raise ExportError(f"expected values for {name!r} of the graph, found {len(sources)} others")
-                wanted[name, dtype_of(value)] = sources[name], dtype_of(value)
+            if is_streamed(value) and name not in sources:
+                raise ExportError(f"expected values for {name!r} of the graph, found {len(sources)} others")
+            if is_streamed(value) or name in constants:
+                wanted[name, dtype_of(value)] = constants.get(name) or sources[name], dtype_of(value)
     slots = lay_out(wanted)
     write_data(data, slots, progress)
     for path, model in models.items():
+        inside = {value: value.const_value for value in model.graph.initializers.values() if not is_streamed(value)}
         for name, value in model.graph.initializers.items():
-            if is_streamed(value):
+            if is_streamed(value) or name in constants:
                 value.const_value = _external(value, slots[name, dtype_of(value)], data)
         ir.save(model, path)
+        for value, tensor in inside.items():  # the graph may be saved again, elsewhere
+            value.const_value = tensor
+
+
+def _large_constants(graph: ir.Graph) -> dict[str, LazyTensor]:
+    """Constants that belong into the data file, called by their content: flavours number theirs differently."""
+    found: dict[str, LazyTensor] = {}
+    for value in list(graph.initializers.values()):
+        if value.const_value is None or is_streamed(value) or value.const_value.nbytes <= INLINE_BYTES:
+            continue
+        array = value.const_value.numpy()
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        name = f"constant.{digest.hexdigest()[:16]}"
+        del graph.initializers[str(value.name)]
+        if name in graph.initializers:
+            ir.convenience.replace_all_uses_with(value, graph.initializers[name])
+        else:
+            value.name = name
+            graph.initializers[name] = value
+        found[name] = InMemory(name, array)
+    return found
 
 
 def is_streamed(value: ir.Value) -> bool:

@@ -15,12 +15,11 @@ from typing import BinaryIO
 import onnx
 from onnx import external_data_helper
 
+from voxedge.calibration.graph_files import INLINE_BYTES
 from voxedge.calibration.lint_graph import ExternalPlace, Finding, GraphView, external_place, tensor_bytes
 from voxedge.engines.data_file import ALIGNMENT, SMALL_ALIGNMENT
 from voxedge.engines.files import CHUNK_BYTES, format_bytes
 
-INLINE_BYTES = 1024
-"""Largest tensor that may be inside the graph file."""
 LARGE_BYTES = 1 << 20
 """Smallest tensor that must not be stored twice."""
 

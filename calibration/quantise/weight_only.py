@@ -16,7 +16,6 @@ from voxedge.calibration.quantise.config import BLOCK_SIZES, DEFAULT_INT4_BLOCK,
 from voxedge.calibration.quantise.graph import (
     FLOAT_TYPES,
     EditedGraph,
-    add_constant,
     add_initialiser,
     describe,
     new_node,
@@ -26,6 +25,7 @@ from voxedge.calibration.quantise.graph import (
 from voxedge.calibration.quantise.plan import LayerPrecision, WeightedNode
 from voxedge.calibration.quantise.rounding import Grid, Rounded, Scales
 from voxedge.calibration.quantise.tables import fits_table, store_table
+from voxedge.engines.lazy import InMemory
 from voxedge.engines.manifest import LayerSpec
 
 BLOCKED_OPSET = 21
@@ -111,7 +111,9 @@ def store_matrix(
     operands = [integers, scale]
     if beside_int8 and grid.bits == 8:
         zeros = np.zeros(graph.sources[str(scale.name)].shape, np.int8)
-        operands.append(add_constant(model, f"{node.name}.zeros", zeros))
+        name = f"{node.name}.zeros"
+        graph.sources[name] = InMemory(name, zeros)
+        operands.append(add_initialiser(model, name, "int8", zeros.shape))
     floats = new_node(node, "DequantizeLinear", operands, FLOAT_TYPES[found.stored], ir.Shape(found.shape), attributes)
     node.replace_input_with(weight_input(node), floats)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from voxedge.calibration.lint import require_portable
 from voxedge.engines.errors import ExportError
-from voxedge.engines.manifest import TensorSpec
+from voxedge.engines.manifest import DimRange, GraphSpec, TensorSpec
 from voxedge.export import repeat
 from voxedge.export.checkpoint.dit import DitConfig
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
@@ -24,6 +26,7 @@ from voxedge.export.modules.basic import Linear
 from voxedge.export.modules.dit import DiffusionTransformer
 from voxedge.export.moss_graphs import FrameTracer
 from voxedge.export.repeat import Stack
+from voxedge.export.weights import save_graphs
 
 LAYERS = 5  # two copies: the second reads the first
 QWEN = QwenConfig(
@@ -137,6 +140,31 @@ def test_channels_that_differ_are_traced_whole() -> None:
         ("batch", 4, 20),
     ]
     assert str(traced.model.graph.initializers["channels.2.head.weight"].shape) == "[32,16]"
+
+
+def test_a_frame_of_released_codebooks_is_portable(tmp_path: Path) -> None:
+    """1024 codes count up to more bytes than may be inside a graph file."""
+    traced = FrameTracer(GPT, 32, (1024, 1024), torch.float32)()
+    shapes = {name: tuple(value.shape) for name, value in traced.model.graph.initializers.items() if value.shape}
+    tensors = {name: InMemory(name, np.zeros(shape, np.float32)) for name, shape in shapes.items()}
+    for name, rule in traced.stored.items():
+        tensors[rule.name] = InMemory(
+            name, np.zeros(shapes[name][:: -1 if rule.transform == "transpose" else 1], np.float32)
+        )
+    paths = {"portable": tmp_path / "frame.onnx"}
+    save_graphs({"portable": traced}, tensors, paths, tmp_path / "frame.data", lambda count: None)  # type: ignore[arg-type]
+    spec = GraphSpec(
+        "frame",
+        "portable",
+        "frame.onnx",
+        "frame.data",
+        "fp32",
+        traced.opset,
+        traced.inputs,
+        traced.outputs,
+        {"main": {"batch": DimRange(1, 1, 1)}},
+    )
+    require_portable(paths["portable"], spec)
 
 
 class Uneven(nn.Module):
