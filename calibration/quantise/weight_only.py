@@ -99,10 +99,16 @@ def store_matrix(
 
     Zero-points, all 0, are written out beside layers that compute with INT8: where ONNX Runtime has to make those
     layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the graph. Where there is no zero-point
-    it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both.
+    it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both. In other graphs nodes
+    that read one weight share its floats: as no kernel of ONNX Runtime's reads shared integers, they are made once, at
+    load, and not by every node in every call.
     """
     grid = grid_of(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)
+    known = [use.node for use in integers.uses() if use.node.inputs[1] is scale]
+    if known and not beside_int8:
+        node.replace_input_with(weight_input(node), known[0].outputs[0])
+        return
     attributes = {"axis": grid.axis}
     if grid.block is not None:
         attributes["block_size"] = grid.block

@@ -51,6 +51,26 @@ def test_sizes_and_errors(precision: str, block: int | None, limit: float, tmp_p
     assert snr_db(true["y"], got["y"]) > (35.0 if precision == "int8-weight" else 12.0)
 
 
+@pytest.mark.parametrize("precision", ["int8-weight", "int4-weight"])
+def test_nodes_that_read_one_matrix_share_its_floats(precision: str, tmp_path: Path) -> None:
+    """As the channels of a frame do."""
+    text = """<ir_version: 9, opset_import: ["" : 20]> agraph (float[3, 64] x, float[64, 64] w) => (float[3, 64] y) {
+        a = MatMul(x, w)
+        b = MatMul(a, w)
+        y = MatMul(b, w)
+    }"""
+    random = np.random.default_rng(6)
+    w, x = (random.standard_normal(shape, np.float32) / 8 for shape in ((64, 64), (3, 64)))
+    plain, graph = (toy_graph(text, {"w": w}) for _ in range(2))
+    config = QuantiseConfig(precision)  # type: ignore[arg-type]
+    layers = {node.path: layer_spec(node, config.default_layer, config) for node in graph.weighted_nodes()}
+    store_weights(graph, layers)
+    operators = [node.op_type for node in graph.models["portable"].graph]
+    assert sorted(operators) == ["DequantizeLinear", "MatMul", "MatMul", "MatMul"]
+    true, got = run_graph(plain, tmp_path / "plain", x), run_graph(graph, tmp_path / "small", x)
+    assert snr_db(true["y"], got["y"]) > (35.0 if precision == "int8-weight" else 12.0)
+
+
 def shape_of_output(_operator: str) -> ir.Shape:
     """[2, 3, d]: only the rank matters."""
     return ir.Shape([2, 3, None])

@@ -58,3 +58,12 @@ def test_only_graphs_that_compute_with_int8_are_told(monkeypatch: pytest.MonkeyP
         assert "session.x64quantprecision" not in graph_options(spec, device)  # type: ignore[arg-type]
     monkeypatch.setattr("voxedge.engines.ort.int8_products_saturate", lambda: False)
     assert "session.x64quantprecision" not in graph_options(SPEC)
+
+
+def test_weights_that_several_nodes_read_are_made_floats_once() -> None:
+    """Where the graph has no INT8 products, whose integers would be lost with it."""
+    shared = dataclasses.replace(SPEC, precision="int4-weight", weight_uses=12)
+    told = ["session.disable_quant_qdq" in graph_options(spec) for spec in (shared, SPEC)]
+    mixed = dataclasses.replace(shared, layers={"/a/MatMul": LayerSpec("int8")})
+    assert told == [True, False]
+    assert "session.disable_quant_qdq" not in graph_options(mixed)
