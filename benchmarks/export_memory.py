@@ -1,6 +1,6 @@
 """Peak memory of exporting a language model, from small to large, beside plain `torch.onnx.export`.
 
-In: shapes. For each a random MoE-TTS checkpoint is written (or reused) and both experts are exported by a fresh process
+In: shapes. For each a random checkpoint of MoE-TTS or MOSS-TTS is written (or reused) and exported by a fresh process
 whose memory is followed. Out: a table, a JSON file, and the table of docs/benchmarks.md. A plain export whose weights
 would not fit is reported as such, not tried. Needs disk for one checkpoint and its export at a time (4b: about 32 GB).
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from export_child import PRECISIONS
 from machine import MemoryPeaks, MemorySampler, describe
+from moss_shapes import MODELS, write_released
 from report import machine_lines, markdown_table, replace_region, text_table
 from shapes import SHAPES, write_checkpoint
 
@@ -27,7 +28,8 @@ LIMIT_BYTES = 1_000_000_000
 """What an export may take at any size of the model, PyTorch's import included."""
 _PLAIN_FACTOR = 1.5
 """Memory that a plain export is expected to need, in multiples of its weights."""
-_METHODS = {"ours": "voxedge, both experts", "plain": "torch.onnx.export, speech expert"}
+_METHODS = {"ours": "voxedge", "plain": "torch.onnx.export, speech expert alone"}
+_MOSS = {f"moss-{model}": model for model in MODELS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Export:
     """One export, or why it was not done."""
 
     shape: str
-    """Name in `shapes.SHAPES`."""
+    """Name in `shapes.SHAPES`, or `moss-` and one in `moss_shapes.MODELS`."""
     method: str
     """`ours` or `plain`."""
     checkpoint_gb: float
@@ -62,9 +64,10 @@ def _available_bytes() -> int:
 def measure(shape: str, method: str, checkpoint: Path, work: Path, precision: str) -> Export:
     """Run one export in a fresh process and follow its memory; its output is deleted."""
     size_gb = _folder_bytes(checkpoint) / 1e9
-    need = SHAPES[shape].step_weights * (2 if precision == "fp16" else 4) * _PLAIN_FACTOR
-    if method == "plain" and need > _available_bytes():
-        return Export(shape, method, size_gb, failure=f"not tried: about {need / 1e9:.0f} GB of memory needed")
+    if method == "plain":
+        need = SHAPES[shape].step_weights * (2 if precision == "fp16" else 4) * _PLAIN_FACTOR
+        if need > _available_bytes():
+            return Export(shape, method, size_gb, failure=f"not tried: about {need / 1e9:.0f} GB of memory needed")
     output, log = work / f"export-{shape}-{method}", work / f"export-{shape}-{method}.log"
     shutil.rmtree(output, ignore_errors=True)
     script = str(Path(__file__).with_name("export_child.py"))
@@ -117,14 +120,17 @@ def _bound(ours: list[Export]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure the peak memory of exports.")
-    parser.add_argument("--shape", choices=SHAPES, action="append", help="repeat for more; default 0.6b and 4b")
+    parser.add_argument(
+        "--shape", choices=(*SHAPES, *_MOSS), action="append", help="repeat for more; default 0.6b and 4b"
+    )
     parser.add_argument("--plain", choices=SHAPES, action="append", default=[], help="also plain torch.onnx.export")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and exports")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="of the checkpoints")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp16", help="of the exports")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")
     parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--markdown", type=Path, help="Markdown file with export_memory:begin and export_memory:end")
+    parser.add_argument("--markdown", type=Path, help="Markdown file with the marks REGION:begin and REGION:end")
+    parser.add_argument("--region", default="export_memory", help="of the Markdown file")
     return parser.parse_args()
 
 
@@ -134,7 +140,11 @@ def run(arguments: argparse.Namespace) -> list[Export]:
     exports = []
     for shape in dict.fromkeys([*wanted, *arguments.plain]):
         folder = arguments.work / f"checkpoint-{shape}-{arguments.dtype}"
-        checkpoint = write_checkpoint(folder, SHAPES[shape], arguments.dtype)
+        checkpoint = (
+            write_released(folder, _MOSS[shape])
+            if shape in _MOSS
+            else write_checkpoint(folder, SHAPES[shape], arguments.dtype)
+        )
         methods = ["ours"] * (shape in wanted) + ["plain"] * (shape in arguments.plain)
         for method in methods:
             exports.append(measure(shape, method, checkpoint, arguments.work, arguments.precision))
@@ -157,7 +167,7 @@ def main() -> None:
         arguments.output.write_text(json.dumps(found, indent=1))
     if arguments.markdown:
         parts = (machine_lines(machine), settings, markdown_table(header, table), verdict(exports))
-        replace_region(arguments.markdown, "export_memory", "\n\n".join(parts))
+        replace_region(arguments.markdown, arguments.region, "\n\n".join(parts))
     ours = [export for export in exports if export.method == "ours"]
     if any(export.peaks is None or export.peaks.high_water >= LIMIT_BYTES for export in ours):
         raise SystemExit(1)

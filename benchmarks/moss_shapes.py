@@ -54,6 +54,11 @@ def config_of(model: str, layers: int | None = None, width: int | None = None) -
     return {**values, "audio_vocab_size": 1024, "audio_pad_code": 1024}
 
 
+def write_released(folder: Path, model: str, layers: int | None = None, width: int | None = None) -> Path:
+    """Write a checkpoint as released, or scaled as `config_of` says; gives the folder."""
+    return write_moss(folder, config_of(model, layers, width), _RELEASED[model]["case"])
+
+
 def write_moss(folder: Path, config: dict[str, Any], case: str = "moss_delay", seed: int = 0) -> Path:
     """Write a checkpoint; at most 16 MB of it are in memory.
 
@@ -77,8 +82,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, help="of the backbone, for a smaller model")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
-    config = config_of(arguments.model, arguments.layers, arguments.width)
-    print(write_moss(arguments.output, config, _RELEASED[arguments.model]["case"]))
+    print(write_released(arguments.output, arguments.model, arguments.layers, arguments.width))
 
 
 if __name__ == "__main__":

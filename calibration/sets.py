@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from voxedge.engines.errors import ConfigError, InputError, MissingResourceError
-from voxedge.engines.files import format_bytes, hash_bytes
-from voxedge.engines.records import from_dict, to_dict
+from voxedge.engines.files import hash_bytes
+from voxedge.engines.json_lines import read_json_lines
+from voxedge.engines.records import to_dict
 from voxedge.runtime.prompt import check_text
 
-MAX_BYTES = 16 << 20
-"""Of a user's file; a larger one was named by mistake."""
-MAX_LINES = 10_000
-"""Of a set; a hundred are usually enough."""
 FEW_LINES = 8
 """Fewer say little about the range of an activation."""
 
@@ -90,7 +87,7 @@ def load_set(name: str) -> CalibrationSet:
         MissingResourceError: There is no such file.
     """
     if name in set_names():
-        return CalibrationSet(name, _read(_FOLDER / f"{name}{_SUFFIX}"))
+        return _read(name, _FOLDER / f"{name}{_SUFFIX}")
     path = Path(name)
     if path.suffix != _SUFFIX:
         close = difflib.get_close_matches(name, set_names(), n=1)
@@ -100,35 +97,9 @@ def load_set(name: str) -> CalibrationSet:
         )
     if not path.exists():
         raise MissingResourceError(f"no such calibration set: {path}; the sets of voxedge are {', '.join(set_names())}")
-    return CalibrationSet(name, _read(path))
+    return _read(name, path)
 
 
-def _read(path: Path) -> tuple[Line, ...]:
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)  # not stat: a pipe or a device has no size
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{path}: expected at most {format_bytes(MAX_BYTES)}; calibrate with a part of it")
-    lines = []
-    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if raw.strip():
-            lines.append(_parse(raw, f"{path}, line {number}"))
-        if len(lines) > MAX_LINES:
-            raise InputError(f"{path}: expected at most {MAX_LINES} lines, found more; calibrate with a part of it")
-    if not lines:
-        raise InputError(f'{path}: expected lines such as {{"text": "Good morning."}}, found an empty file')
-    return tuple(lines)
-
-
-def _parse(raw: bytes, where: str) -> Line:
-    try:
-        return from_dict(Line, json.loads(raw.decode("utf-8")), where)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}: expected UTF-8, found byte 0x{raw[error.start]:02x} at its offset {error.start}; "
-            "convert the file, for instance with `iconv -f ISO-8859-1 -t UTF-8`"
-        ) from error
-    except ConfigError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(where) else f"{where}: {text}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f'{where}: expected JSON such as {{"text": "Good morning."}}, found {error}') from error
+def _read(name: str, path: Path) -> CalibrationSet:
+    lines = read_json_lines(path, Line, '{"text": "Good morning."}')
+    return CalibrationSet(name, tuple(line for _, line in lines))

@@ -14,7 +14,20 @@ import os
 import sys
 
 from voxedge.engines.errors import InputError, MissingResourceError, VoxedgeError
-from voxedge.runtime.cli import bench, build, calibrate, codec, doctor, export, info, quantise, say, verify, voice
+from voxedge.runtime.cli import (
+    batch,
+    bench,
+    build,
+    calibrate,
+    codec,
+    doctor,
+    export,
+    info,
+    quantise,
+    say,
+    verify,
+    voice,
+)
 from voxedge.runtime.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_READER_GONE,
@@ -26,7 +39,7 @@ from voxedge.runtime.cli.common import (
 )
 from voxedge.runtime.cli.console import Console, logging_to
 
-VERBS = (doctor, export, calibrate, quantise, build, say, voice, codec, verify, info, bench)
+VERBS = (doctor, export, calibrate, quantise, build, say, batch, voice, codec, verify, info, bench)
 """In the order of the work; each module has `add(verbs)`, which sets `run` to a function of (arguments, console)."""
 
 _LOG = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from voxedge.calibration import sets
 from voxedge.calibration.sets import Line, load_set, set_names
+from voxedge.engines import json_lines
 from voxedge.engines.errors import InputError, MissingResourceError
 
 GOOD = b'{"text": "Good morning."}\n{"text": "Good night.", "description": "A calm voice.", "seed": 7}\n'
@@ -77,10 +77,10 @@ def test_bad_files(content: bytes, message: str, tmp_path: Path) -> None:
 
 def test_files_that_are_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, b"".join(json.dumps({"text": f"Line {number}."}).encode() + b"\n" for number in range(20)))
-    monkeypatch.setattr(sets, "MAX_LINES", 19)
+    monkeypatch.setattr(json_lines, "MAX_LINES", 19)
     with pytest.raises(InputError, match="expected at most 19 lines"):
         load_set(str(path))
-    monkeypatch.setattr(sets, "MAX_BYTES", 99)
+    monkeypatch.setattr(json_lines, "MAX_BYTES", 99)
     with pytest.raises(InputError, match="expected at most 99 bytes"):
         load_set(str(path))
 

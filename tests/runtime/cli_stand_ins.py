@@ -7,7 +7,7 @@ they cannot show (that the real ones agree) is shown by the tests that speak wit
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from voxedge.engines.bundle import Bundle, BundleWriter
+from voxedge.engines.errors import InferenceError, VoxedgeError
 from voxedge.engines.manifest import DimRange, GraphSpec, ManifestDraft, TensorSpec
 from voxedge.runtime.audio import Audio, AudioChunk, FinishReason, Timing
 from voxedge.runtime.cli.console import Console
 from voxedge.runtime.config import SynthesisConfig
+from voxedge.runtime.requests import Request
 from voxedge.runtime.sampling import SamplingConfig
 
 RATE = 8000
@@ -81,6 +83,15 @@ class ToneSynthesizer:
         samples = np.concatenate([chunk.samples for chunk in self.stream(text, **options)])
         timing = Timing(wall_s=0.06, audio_s=0.3, first_audio_s=0.02, tokens=12)
         return Audio(samples, RATE, options["seed"], self.finish_reason, timing)
+
+    def synthesize_batch(self, requests: Iterable[Request], *, together: int) -> Iterator[Audio | VoxedgeError]:
+        """Each in its turn; a text that says `fail` does."""
+        self.asked.append({"together": together})
+        for request in requests:
+            if "fail" in request.text:
+                yield InferenceError("expected speech, found silence")
+            else:
+                yield self.synthesize(request.text, seed=request.seed, description=request.description)
 
 
 def opener(synthesizer: ToneSynthesizer) -> Any:  # noqa: ANN401 - has the type of what it stands in for
