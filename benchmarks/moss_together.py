@@ -10,15 +10,18 @@ a batch that take turns in one run. Every text gets as many frames, so that all 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+from codec_shapes import SMALLEST, write_codec
 from machine import LoadMeter, describe
 from moss_hour import GOLDEN, PACKAGES, bundle_of
 from report import machine_lines, markdown_table, replace_region, text_table
 
+from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import VoxedgeError
 from voxedge.runtime.directions import Directions
 from voxedge.runtime.synthesizer import Request, Synthesizer
@@ -41,11 +44,17 @@ def measure(voice: Synthesizer, sizes: list[int], texts: int, frames: int, round
     return seconds
 
 
+def fitting_codec(model: Path, folder: Path) -> Path:
+    """Write the smallest codec with a model's codebooks."""
+    sizes = Bundle.open(model).manifest.settings["codebooks"]
+    return write_codec(folder, dataclasses.replace(SMALLEST, codebooks=len(sizes), size=max(sizes)))
+
+
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=GOLDEN / "moss_delay" / "checkpoint")
-    parser.add_argument("--codec", type=Path, default=GOLDEN / "moss_audio_tokenizer" / "checkpoint")
+    parser.add_argument("--codec", type=Path, help="its time counts too; a small one that fits unless given")
     parser.add_argument("--together", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--texts", type=int, default=8)
     parser.add_argument("--frames", type=int, default=25, help="of each text")
@@ -56,7 +65,7 @@ def main() -> None:
     meter = LoadMeter([])
     with tempfile.TemporaryDirectory() as name:
         model = bundle_of(arguments.model, Path(name), "model")
-        codec = bundle_of(arguments.codec, Path(name), "codec")
+        codec = bundle_of(arguments.codec or fitting_codec(model, Path(name) / "checkpoint"), Path(name), "codec")
         with Synthesizer.from_pretrained(model, backend="cpu", threads=arguments.threads, codec=codec) as voice:
             seconds = measure(voice, arguments.together, arguments.texts, arguments.frames, arguments.rounds)
     medians = {size: statistics.median(times) for size, times in seconds.items()}

@@ -146,7 +146,8 @@ class ObservedMoss(Moss):
         if self._model is None:
             return
         if self.settings.kind == "delay":
-            for place in np.linspace(0, len(self._states) - 1, STATES).astype(int):
+            count = STATES if self._states else 0  # speech may end before the delay of the last codebook is over
+            for place in np.linspace(0, len(self._states) - 1, count).astype(int):
                 recording.add(TEXT_HEAD, {"state": self._states[place]})
         elif recording.calls(FRAME):
             recording.change(FRAME, self._prescribed)

@@ -92,6 +92,13 @@ def test_all_products_are_watched(bundle: Bundle, statistics: Statistics) -> Non
                     assert found.count > 0
 
 
+def test_speech_that_ends_before_its_first_frame_is_calibrated(bundle: Bundle, tmp_path: Path) -> None:
+    """The delay model's frames are whole when the last codebook's delay is over."""
+    lines = CalibrationSet("one", load_set("default").lines[:1])
+    found = collect_statistics(bundle, lines, tmp_path / "s.safetensors", CollectConfig(max_tokens=1, threads=1), quiet)
+    assert "backbone" in {graph for graph, _ in found.keys}
+
+
 @pytest.mark.parametrize("precision", ["int8", "int8-weight", "int4-weight"])
 def test_rounded_bundles_are_verified(
     precision: str, bundle: Bundle, codec_bundle: Path, statistics: Statistics, tmp_path: Path
