@@ -169,7 +169,7 @@ def test_an_interrupt_outside_of_the_verb_is_130_too(
         (["act", "--stpes", "3"], "did you mean --steps?"),
         (["act", "--max-token=3"], "did you mean --max-tokens?"),
         (["--jsn", "act"], "did you mean --json?"),
-        (["atc"], "did you mean act?"),
+        (["acct"], "did you mean act?"),
         (["act", "--steps", "0"], "whole number of at least 1, found '0'"),
         (["act", "--steps", "many"], "whole number of at least 1, found 'many'"),
         (["act", "--scale", "2.5"], "at least 0 and at most 2, found '2.5'"),
