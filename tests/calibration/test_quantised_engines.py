@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -93,6 +93,19 @@ def test_the_compiler_takes_it(
     assert record.size_bytes == record.path.stat().st_size > data.size / 2
     record.path.unlink()
     compiled.add(identity)
+
+
+@pytest.mark.parametrize("precision", ["int8-weight", "int4-weight"])
+def test_frames_whose_channels_share_floats_of_integers(
+    precision: Literal["int8-weight", "int4-weight"], exported: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One DequantizeLinear stands before the products of all channels of MOSS-TTS's local transformer."""
+    source = exported("moss_local_v15", "fp32")
+    bundle = quantise_bundle(source, tmp_path / precision, QuantiseConfig(precision))
+    spec = bundle.manifest.graph("local_frame")
+    assert lint(bundle.graph_path(spec), spec) == []
+    record = build_engine(bundle, spec, BuildConfig(compute_capabilities=DEVICES), tmp_path)
+    assert record.path.stat().st_size == record.size_bytes > 0
 
 
 # parsed
