@@ -20,6 +20,8 @@ from voxedge.engines.source_files import FileTensor, SourceFile
 
 INLINE_BYTES = 1024
 """Largest tensor that may be inside the graph file."""
+CONSTANT = "constant."
+"""Begins the names of the others that are no weights."""
 
 Sources = Mapping[str, LazyTensor]
 """Values of initialisers by name, in the initialiser's own shape; floats may be of another width."""
@@ -68,7 +70,8 @@ def _stored(tensor: ir.ExternalTensor, file: SourceFile, name: str) -> FileTenso
     shape = tuple(int(size) for size in tensor.shape)  # type: ignore[arg-type]
     place = FileTensor(file, name, shape, dtype, int(tensor.offset or 0))
     known = Path(tensor.location).name == tensor.location == file.path.name
-    known &= dtype in ITEM_BYTES and dtype not in ("int8", "uint8")  # which rounded weights are
+    # A rounded table is whole numbers too; only constants may be.
+    known &= dtype in (("float32", "float16") if not name.startswith(CONSTANT) else ITEM_BYTES)
     if not known or place.offset < 0 or place.offset + tensor.nbytes > file.size:
         raise BundleError(
             f"{file.path}: expected the FP32 or FP16 tensor {name} inside it, found {dtype} at byte {place.offset} of "
@@ -120,7 +123,7 @@ def _large_constants(graph: ir.Graph) -> dict[str, LazyTensor]:
             continue
         array = value.const_value.numpy()
         digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes())
-        name = f"constant.{digest.hexdigest()[:16]}"
+        name = f"{CONSTANT}{digest.hexdigest()[:16]}"
         del graph.initializers[str(value.name)]
         if name in graph.initializers:
             ir.convenience.replace_all_uses_with(value, graph.initializers[name])

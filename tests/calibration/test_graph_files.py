@@ -80,14 +80,13 @@ def test_a_graph_that_was_read_is_saved_with_its_constants(tmp_path: Path) -> No
     check(moved["ort"], 7)
 
 
-def test_rounded_weights_are_no_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", ["int8", "int32"])  # a matrix, and a table of embeddings
+def test_rounded_weights_are_no_source(dtype: str, tmp_path: Path) -> None:
     parsed = ir.from_onnx_text(
-        '<ir_version: 9, opset_import: ["" : 20]> agraph (int8[2000] w) => (int8[2000] y) { y = Identity(w) }'
+        f'<ir_version: 9, opset_import: ["" : 20]> agraph ({dtype}[2000] w) => ({dtype}[2000] y) {{ y = Identity(w) }}'
     )
-    value = parsed.graph.inputs.pop()
-    parsed.graph.initializers["w"] = value
-    save_models(
-        {tmp_path / "g.onnx": parsed}, {"w": InMemory("w", np.ones(2000, np.int8))}, tmp_path / "w.data", lambda n: None
-    )
+    parsed.graph.initializers["w"] = parsed.graph.inputs.pop()
+    sources = {"w": InMemory("w", np.ones(2000, dtype))}
+    save_models({tmp_path / "g.onnx": parsed}, sources, tmp_path / "w.data", lambda count: None)
     with pytest.raises(BundleError, match="expected the FP32 or FP16 tensor w"):
         stored_sources([read_model(tmp_path / "g.onnx")], tmp_path / "w.data")
