@@ -61,6 +61,7 @@ def _module(folder: Path, precision: Literal["fp32", "fp16"]) -> tuple[Any, Any]
 
 
 def _load(module: Any, folder: Path, *, tied: bool) -> None:  # noqa: ANN401 - as above
+    import torch
     from safetensors import safe_open
 
     places: dict[str, Path] = {}
@@ -70,16 +71,22 @@ def _load(module: Any, folder: Path, *, tied: bool) -> None:  # noqa: ANN401 - a
     for name, parameter in module.named_parameters():
         if name.startswith("rotary."):
             continue  # tables, whose values do not matter here
-        key = _checkpoint_key(name, tied=tied)
-        with safe_open(places[key], framework="pt") as file:
-            value = file.get_tensor(key)
+        rows = []
+        for key in _checkpoint_keys(name, tied=tied):
+            with safe_open(places[key], framework="pt") as file:
+                rows.append(file.get_tensor(key))
+        value = torch.cat(rows)
         parameter.copy_(value.T if name.endswith(("_proj.weight", "head.weight")) else value)
 
 
-def _checkpoint_key(name: str, *, tied: bool) -> str:
+def _checkpoint_keys(name: str, *, tied: bool) -> list[str]:
+    from voxedge.export.modules.decoder_lm import JOINT
+
     if name == "head.weight":
-        return "model.embed_tokens.weight" if tied else "lm_head.weight"
-    return "model." + name.replace("embed.", "embed_tokens.").replace(".attn.", ".self_attn.")
+        return ["model.embed_tokens.weight" if tied else "lm_head.weight"]
+    key = "model." + name.replace("embed.", "embed_tokens.").replace(".attn.", ".self_attn.")
+    joint = key.split(".")[-2]
+    return [key.replace(joint, part) for part in JOINT.get(joint, (joint,))]
 
 
 def main() -> None:

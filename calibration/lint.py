@@ -7,7 +7,7 @@ In: an .onnx file and its `GraphSpec`. Out: findings, none for a portable graph.
 * `precision`: in a half-precision graph, sums and functions that overflow or cancel are computed in FP32.
 * `random`: noise is an input; TensorRT ignores seeds. `data-dependent`: no shape depends on values, no control flow.
 * `dims`, `interface`, `int64`: inputs and outputs are the manifest's, with its symbolic dimensions, ids in INT32.
-* `names`: node names are readable and unique paths, such as `/layers.3/attn/q_proj/MatMul`.
+* `names`: node names are readable and unique paths, such as `/layers.3/attn/qkv_proj/MatMul`.
 * `external-data`, `duplicates`: see `calibration.lint_weights`. `quantised`: see `calibration.lint_quantised`.
 
 Never loads the weights, and changes nothing.

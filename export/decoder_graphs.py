@@ -15,11 +15,12 @@ import torch
 from voxedge.engines.manifest import DimRange, Flavour, TensorSpec
 from voxedge.export.assemble import GraphPlan, Profiles
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
+from voxedge.export.checkpoint.rearrange import Stacked
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
 from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
-from voxedge.export.modules.decoder_lm import DecoderForm, DecoderLm
+from voxedge.export.modules.decoder_lm import JOINT, DecoderForm, DecoderLm
 from voxedge.export.repeat import Stack
 
 
@@ -80,7 +81,7 @@ class _Tracer:
 
     def __call__(self) -> Traced:
         kept = "present" if self.flavour == "ort" else "new"
-        stack = Stack("/layers", "layers", self.config.layers, inputs="past", outputs=kept)
+        stack = Stack("/layers", "layers", self.config.layers, inputs="past", outputs=kept, streams=2)
         shallow = replace(self.config, layers=stack.traced)
         leaves = [f"{layer}.{leaf}" for layer in range(stack.traced) for leaf in ("key", "value")]
         given = TensorSpec("ids", "int32", ("batch", "new"))
@@ -106,14 +107,24 @@ class _Tracer:
         return [TensorSpec(f"past.{leaf}", dtype, rows) for leaf in leaves]
 
 
+def layer_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Tensors of Qwen3 layers and gated feed-forwards under the names of `modules.decoder_lm`; others keep theirs."""
+    named = {key.replace(".self_attn.", ".attn."): tensor for key, tensor in tensors.items()}
+    for joint, parts in JOINT.items():
+        first, *others = (f"{part}.weight" for part in parts)
+        for stem in [key.removesuffix(first) for key in named if key.endswith(first)]:
+            joined = [named.pop(stem + leaf) for leaf in (first, *others)]
+            named[f"{stem}{joint}.weight"] = Stacked(tuple(joined))
+    return named
+
+
 def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Mapping[str, LazyTensor]:
     """Names of the checkpoint to names of the module."""
-    named = {key.replace(".self_attn.", ".attn."): tensor for key, tensor in model.tensors.items()}
     cos, sin = rotary_tables(model.config.head_dim, context, model.config.rope_theta)
     tables = {} if options.embeds else {"embed.weight": model.tensors["embed_tokens.weight"]}
     head = {} if options.head is None else {"head.weight": options.head}
     return {
-        **named,
+        **layer_tensors(model.tensors),
         **tables,
         **head,
         "norm.weight": options.norm or model.tensors["norm.weight"],

@@ -216,7 +216,7 @@ def _forget_values(model: ir.Model) -> None:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Call every node and its values by the path of the module that made it: `/layers.3/attn/q_proj/MatMul`."""
+    """Call every node and its values by the path of the module that made it: `/layers.3/attn/qkv_proj/MatMul`."""
     seen: Counter[str] = Counter()
     kept = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph:

@@ -19,6 +19,7 @@ from voxedge.export.checkpoint.moss_tts import MossCheckpoint
 from voxedge.export.checkpoint.rearrange import RotaryHalves, Rows
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
 from voxedge.export.config import DTYPES, ExportConfig
+from voxedge.export.decoder_graphs import layer_tensors
 from voxedge.export.graph import Argument, Traced, trace
 from voxedge.export.modules.attention import rotary_tables
 from voxedge.export.modules.basic import Linear
@@ -196,15 +197,16 @@ def _depth(checkpoint: MossCheckpoint) -> dict[str, LazyTensor]:
     layers = checkpoint.local("local_transformer.")
     enter = checkpoint.local("speech_embedding_to_local_mlp.")
     return {
-        **{f"depth.{name.replace('.self_attn.', '.attn.')}": tensor for name, tensor in layers.items()},
-        **{f"depth.enter.{name}": tensor for name, tensor in enter.items()},
+        **{f"depth.{name}": tensor for name, tensor in layer_tensors(layers).items()},
+        **{f"depth.enter.{name}": tensor for name, tensor in layer_tensors(enter).items()},
     }
 
 
 def _exit(checkpoint: MossCheckpoint, name: str, channel: int) -> dict[str, LazyTensor]:
     mlp = checkpoint.local(f"local_to_speech_embedding_mlps.{channel}.")
     norm = checkpoint.tensors[f"layer_norm_before_lm_heads.{channel}.weight"]
-    return {**{f"{name}.mlp.{leaf}": tensor for leaf, tensor in mlp.items()}, f"{name}.norm.weight": norm}
+    named = layer_tensors(mlp)
+    return {**{f"{name}.mlp.{leaf}": tensor for leaf, tensor in named.items()}, f"{name}.norm.weight": norm}
 
 
 def _gpt(checkpoint: MossCheckpoint, local: GptConfig) -> dict[str, LazyTensor]:

@@ -14,6 +14,7 @@ from onnxscript.optimizer import optimize_ir
 def simplify(model: ir.Model) -> None:
     """Simplify in place; parameters keep their names."""
     optimize_ir(model, num_iterations=2, onnx_shape_inference=False)
+    _undone_reshapes(model)
     _constant_reshapes(model)
     for run in (
         passes.CommonSubexpressionEliminationPass(),
@@ -22,6 +23,18 @@ def simplify(model: ir.Model) -> None:
         passes.RemoveUnusedOpsetsPass(),
     ):
         run(model)
+
+
+def _undone_reshapes(model: ir.Model) -> None:
+    """Read what was reshaped and reshaped back as it was before."""
+    for node in model.graph:
+        between = node.inputs[0] if node.op_type == "Reshape" else None
+        before = between.producer() if between is not None else None
+        if before is None or before.op_type != "Reshape" or before.inputs[0] is None:
+            continue
+        source, result = before.inputs[0], node.outputs[0]
+        if source.shape is not None and source.shape == result.shape and not result.is_graph_output():
+            ir.convenience.replace_all_uses_with(result, source)
 
 
 def _constant_reshapes(model: ir.Model) -> None:

@@ -25,6 +25,9 @@ Embeddings = npt.NDArray[np.float32]
 Logits = npt.NDArray[np.float32]
 
 _ROUND = 64
+_INT8_PIECE = 64
+"""New tokens of one call over INT8 caches on the CPU. ONNX Runtime 1.32 computes the scores of all keys of a call, those
+behind a query too: a prompt of 512 takes 0.8 of the time in pieces of 64, with the same logits to the bit."""
 _HEADS = ("logits", "state")
 
 
@@ -92,6 +95,8 @@ class Decoder:
         self.engine = engine
         self.cache_shape = CacheShape.of(engine.spec)
         self.max_prefill = max(profile["new"].max for profile in engine.spec.profiles.values())
+        if engine.device == "cpu" and self.cache_shape.flavour == "ort" and self.cache_shape.dtype == "int8":
+            self.max_prefill = min(self.max_prefill, _INT8_PIECE)
         heads = [tensor for tensor in engine.spec.outputs if tensor.name in _HEADS]
         self._heads = {head.name: np.zeros(head.sizes({"batch": 1}), np.float32) for head in heads}  # [B, C]
         self._step = _Call(engine, self._heads)

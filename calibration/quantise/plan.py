@@ -30,7 +30,7 @@ class WeightedNode:
     """A node that reads a weight."""
 
     path: str
-    """Name of the node, such as `/layers.3/attn/q_proj/MatMul`."""
+    """Name of the node, such as `/layers.3/attn/qkv_proj/MatMul`."""
     operator: Operator
     """What it computes with the weight."""
     weight: str

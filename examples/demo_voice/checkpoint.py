@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from examples.demo_voice.sentences import WORDS
 from examples.demo_voice.speech_tokenizer import CODES
 from examples.demo_voice.synthesiser import SAMPLE_RATE
 from examples.demo_voice.vocoder import DECODER, LATENTS, Vocoder
-from voxedge.export.checkpoint.qwen3 import QwenConfig
+from voxedge.export.checkpoint.qwen3 import QwenConfig, layer_shapes
 from voxedge.export.modules.basic import Stored
+from voxedge.export.modules.decoder_lm import JOINT
 
 TOKEN_RATE = 25
 """Speech tokens per second; there are twice as many latents."""
@@ -69,8 +71,9 @@ def write(
     """
     shutil.rmtree(folder, ignore_errors=True)
     text = speech.text
-    _write_expert(folder / "text_expert", text.config, _expert(text.expert), text.embed)
-    _write_expert(folder / "speech_expert", text.config, _expert(speech.expert), speech.speech_rows())
+    _write_expert(folder / "text_expert", text.config, _expert(text.expert, text.config), text.embed)
+    speaking = _expert(speech.expert, text.config)
+    _write_expert(folder / "speech_expert", text.config, speaking, speech.speech_rows())
     shutil.copyfile(tokenizer, folder / "text_expert" / "tokenizer.json")
     weights = {f"model.model.{name}": value for name, value in released(acoustic.dit).items() if "rotary" not in name}
     weights["conditioner.conditioners.speech_tokens.token_embedder.weight"] = acoustic.token_rows()
@@ -107,8 +110,16 @@ def _inverse(value: Tensor, transform: str) -> Tensor:
     return value
 
 
-def _expert(expert: nn.Module) -> dict[str, Tensor]:
-    return {f"model.{name.replace('.attn.', '.self_attn.')}": value for name, value in released(expert).items()}
+def _expert(expert: nn.Module, config: QwenConfig) -> dict[str, Tensor]:
+    """Tensors of an expert; what is one product of several projections here is several tensors there."""
+    weights = {f"model.{name.replace('.attn.', '.self_attn.')}": value for name, value in released(expert).items()}
+    shapes = layer_shapes(config)
+    for layer, (module, joint) in product(range(config.layers), (("self_attn", "qkv_proj"), ("mlp", "gate_up_proj"))):
+        parts = [f"{module}.{part}.weight" for part in JOINT[joint]]
+        whole = weights.pop(f"model.layers.{layer}.{module}.{joint}.weight")
+        rows = whole.split([shapes[part][0] for part in parts])
+        weights.update(zip((f"model.layers.{layer}.{part}" for part in parts), rows, strict=True))
+    return weights
 
 
 def _write_expert(folder: Path, config: QwenConfig, weights: dict[str, Tensor], rows: Tensor) -> None:

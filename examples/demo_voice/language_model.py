@@ -66,7 +66,7 @@ class Expert(nn.Module):
 
     def __init__(self, config: QwenConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config, torch.float32, RMSNorm) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, torch.float32) for _ in range(config.layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         for module in self.modules():
             if isinstance(module, Linear):
@@ -201,9 +201,8 @@ def _mask(lengths: Tensor, prompt: int, spoken: int) -> Tensor:
 def _qkv(layer: Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Normed and rotated queries and keys, and values, [B, S, H or G, D]."""
     attn: Attention = layer.attn
-    x = layer.input_layernorm(x)
-    q, k, v = (project(x).unflatten(-1, (-1, attn.dim)) for project in (attn.q_proj, attn.k_proj, attn.v_proj))
-    return apply_rotary(attn.q_norm(q), cos, sin), apply_rotary(attn.k_norm(k), cos, sin), v
+    q, k, v = attn.project(layer.input_layernorm(x, None)[0])
+    return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -217,8 +216,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 def _finish(layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
     """The rest of a layer behind its attention."""
-    x = x + _dropped(layer, layer.attn.o_proj(mixed))
-    return x + _dropped(layer, layer.mlp(layer.post_attention_layernorm(x)))
+    normed, x = layer.post_attention_layernorm(x, _dropped(layer, layer.attn.o_proj(mixed)))
+    return x + _dropped(layer, layer.mlp(normed))
 
 
 def _dropped(layer: Layer, x: Tensor) -> Tensor:

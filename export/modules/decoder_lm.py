@@ -7,6 +7,7 @@ per-head query and key norms before the rotary embedding, SwiGLU).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,10 @@ from voxedge.export.checkpoint.qwen3 import QwenConfig
 from voxedge.export.modules.attention import RotaryTables
 from voxedge.export.modules.basic import Embedding, Linear, RMSNorm
 from voxedge.export.modules.cache import History, OrtHistory, PortableHistory
+
+JOINT = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""Which projections of a checkpoint, in order, are one product here: they read the same rows, and every product is a
+call that the threads begin and end together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,60 +59,108 @@ class FusedRMSNorm(RMSNorm):
         )
 
 
-class Attention(nn.Module):
-    """Grouped-query attention with normed queries and keys."""
+class ResidualNorm(RMSNorm):
+    """The norm of a residual stream to which something is yet to be added; gives the sum as well."""
 
-    def __init__(self, config: QwenConfig, dtype: torch.dtype, norm: type[RMSNorm]) -> None:
+    def forward(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two values
+        total = x.float() if update is None else x + update
+        return super().forward(total), total
+
+
+class FusedResidualNorm(FusedRMSNorm):
+    """The same as one node of ONNX Runtime."""
+
+    def forward(self, x: Tensor, update: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # as above
+        if update is None:
+            return super().forward(x), x
+        row = (*x.shape[:-1], 1)
+        normed, _, _, total = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::SkipSimplifiedLayerNormalization",
+            [x, update, self.weight],
+            {"epsilon": self.eps},
+            dtypes=[torch.float32] * 4,
+            shapes=[x.shape, row, row, x.shape],
+            version=1,
+        )
+        return normed, total
+
+
+@dataclass(frozen=True, slots=True)
+class Norms:
+    """The norms that a flavour is made of."""
+
+    heads: type[RMSNorm]
+    """Of queries and keys."""
+    residual: type[ResidualNorm | FusedResidualNorm]
+    """In front of attention and feed-forward, and at the end."""
+
+
+NORMS: Mapping[Flavour, Norms] = {
+    "portable": Norms(RMSNorm, ResidualNorm),
+    "ort": Norms(FusedRMSNorm, FusedResidualNorm),
+}
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normed queries and keys; one product gives queries, keys and values."""
+
+    def __init__(self, config: QwenConfig, dtype: torch.dtype, flavour: Flavour) -> None:
         super().__init__()
+        norm = NORMS[flavour].heads
         width, heads, groups, dim = config.hidden_size, config.heads, config.kv_heads, config.head_dim
-        self.dim, self.dtype = dim, dtype
-        self.q_proj = Linear(width, heads * dim, dtype, keep=True)
-        self.k_proj = Linear(width, groups * dim, dtype, keep=True)
-        self.v_proj = Linear(width, groups * dim, dtype, keep=True)
+        self.dim = dim
+        self.heads = (heads, groups, groups)
+        self.qkv_proj = Linear(width, sum(self.heads) * dim, dtype, keep=True)
         self.o_proj = Linear(heads * dim, width, dtype)
         self.q_norm = norm(dim, config.rms_norm_eps)
         self.k_norm = norm(dim, config.rms_norm_eps)
 
     def forward(self, x: Tensor, layer: int, history: History) -> Tensor:
-        batch, new, _ = x.shape
-        x = x.to(self.dtype)
-        q = self.q_norm(self.q_proj(x).reshape(batch, new, -1, self.dim))  # [B, S, H, D] FP32
-        k = self.k_norm(self.k_proj(x).reshape(batch, new, -1, self.dim))  # [B, S, G, D] FP32
-        v = self.v_proj(x).reshape(batch, new, -1, self.dim)  # [B, S, G, D]
-        mixed: Tensor = self.o_proj(history.attend(layer, q, k, v))
+        mixed: Tensor = self.o_proj(history.attend(layer, *self.project(x)))
         return mixed
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed queries [B, S, H, D] and keys [B, S, G, D], FP32, and values [B, S, G, D], of rows [B, S, d]."""
+        parts = torch.split(self.qkv_proj(x), [heads * self.dim for heads in self.heads], -1)
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.dim) for part in parts)
+        return self.q_norm(q), self.k_norm(k), v
 
 
 class GatedMlp(nn.Module):
-    """SwiGLU feed-forward (Shazeer 2020)."""
+    """SwiGLU feed-forward (Shazeer 2020); one product gives the gate and what it gates."""
 
     def __init__(self, inputs: int, inner: int, outputs: int, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate_proj = Linear(inputs, inner, dtype, keep=True)
-        self.up_proj = Linear(inputs, inner, dtype, keep=True)
+        self.inner = inner
+        self.gate_up_proj = Linear(inputs, 2 * inner, dtype, keep=True)
         self.down_proj = Linear(inner, outputs, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.gate_proj.weight.dtype)
-        gate = self.gate_proj(x).float()
-        down: Tensor = self.down_proj((gate * torch.sigmoid(gate)).to(x.dtype) * self.up_proj(x))
+        gate, up = torch.split(self.gate_up_proj(x), self.inner, -1)
+        wide = gate.float()
+        down: Tensor = self.down_proj((wide * torch.sigmoid(wide)).to(up.dtype) * up)
         return down
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward over an FP32 residual stream."""
+    """Pre-norm attention and feed-forward over an FP32 residual stream.
 
-    def __init__(self, config: QwenConfig, dtype: torch.dtype, norm: type[RMSNorm]) -> None:
+    The sum of the two is left to whoever reads it, since ONNX Runtime adds and norms in one node.
+    """
+
+    def __init__(self, config: QwenConfig, dtype: torch.dtype, flavour: Flavour = "portable") -> None:
         super().__init__()
+        norm = NORMS[flavour].residual
         self.input_layernorm = norm(config.hidden_size, config.rms_norm_eps)
-        self.attn = Attention(config, dtype, norm)
+        self.attn = Attention(config, dtype, flavour)
         self.post_attention_layernorm = norm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMlp(config.hidden_size, config.intermediate_size, config.hidden_size, dtype)
 
-    def forward(self, x: Tensor, layer: int, history: History) -> Tensor:
-        x = x + self.attn(self.input_layernorm(x), layer, history)
-        residual: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return residual
+    def forward(self, x: Tensor, update: Tensor | None, layer: int, history: History) -> tuple[Tensor, Tensor]:
+        """Run one layer over the stream [B, S, d] and what is to be added to it first; gives the same two."""
+        y, x = self.input_layernorm(x, update)
+        y, x = self.post_attention_layernorm(x, self.attn(y, layer, history))
+        return x, self.mlp(y)
 
 
 class DecoderLm(nn.Module):
@@ -115,12 +168,11 @@ class DecoderLm(nn.Module):
 
     def __init__(self, config: QwenConfig, form: DecoderForm, flavour: Flavour) -> None:
         super().__init__()
-        norm = FusedRMSNorm if flavour == "ort" else RMSNorm
         self.form, self.flavour = form, flavour
         self.repeat = config.heads // config.kv_heads
         self.embed = nn.Identity() if form.embeds else Embedding(config.vocab_size, config.hidden_size, form.dtype)
-        self.layers = nn.ModuleList(Layer(config, form.dtype, norm) for _ in range(config.layers))
-        self.norm = norm(config.hidden_size, config.rms_norm_eps)
+        self.layers = nn.ModuleList(Layer(config, form.dtype, flavour) for _ in range(config.layers))
+        self.norm = NORMS[flavour].residual(config.hidden_size, config.rms_norm_eps)
         self.head = Linear(config.hidden_size, form.head_rows, form.dtype) if form.head_rows else None
         # GroupQueryAttention wants its tables in the dtype of the queries.
         table = form.dtype if flavour == "ort" else torch.float32
@@ -140,10 +192,10 @@ class DecoderLm(nn.Module):
             then what the history keeps.
         """
         history = self._history(ids.shape[1], positions, past)
-        x = self.embed(ids)  # [B, S, d]
+        x, update = self.embed(ids), None  # [B, S, d]
         for number, layer in enumerate(self.layers):
-            x = layer(x, number, history)
-        hidden = self.norm(x)
+            x, update = layer(x, update, number, history)
+        hidden, x = self.norm(x, update)
         probes = [{"prenorm": x, "hidden": hidden}[name] for name in self.form.probes]
         if self.form.logits == "one":
             rows = positions[0].to(torch.int64).reshape(-1, 1, 1).expand(-1, 1, hidden.shape[-1])  # [B, 1, d]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
 from voxedge.export.modules.attention import RotaryTables, apply_rotary, attend, causal_mask
 from voxedge.export.modules.basic import Embedding, LayerNorm, Linear, RMSNorm, gelu, parameter
-from voxedge.export.modules.decoder_lm import GatedMlp, Layer
+from voxedge.export.modules.decoder_lm import GatedMlp, Layer, ResidualNorm
 from voxedge.export.modules.draw import DrawRules, draw
 
 CHANNEL_NORM_EPS = 1e-6
@@ -214,16 +214,17 @@ class Depth(nn.Module):
     def __init__(self, config: DepthConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         language, inner = config.language, config.projection
-        self.layers = nn.ModuleList(Layer(language, dtype, RMSNorm) for _ in range(language.layers))
-        self.norm = RMSNorm(language.hidden_size, language.rms_norm_eps)
+        self.layers = nn.ModuleList(Layer(language, dtype) for _ in range(language.layers))
+        self.norm = ResidualNorm(language.hidden_size, language.rms_norm_eps)
         self.enter = GatedMlp(width, inner, language.hidden_size, dtype)
 
     def forward(self, x: Tensor, history: UnrolledHistory) -> Tensor:
         """Run rows [B, S, d] as the next positions; gives [B, width of the layers] of the last one."""
-        x = self.enter(x)
+        x, update = self.enter(x), None
         for number, layer in enumerate(self.layers):
-            x = layer(x, number, history)
-        last: Tensor = self.norm(x[:, -1])
+            x, update = layer(x, update, number, history)
+        hidden, _ = self.norm(x, update)
+        last: Tensor = hidden[:, -1]
         return last
 
 

@@ -23,11 +23,13 @@ from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import BuildError, ConfigError, InputError
 from voxedge.engines.manifest import Flavour, LayerSpec
 from voxedge.engines.ort import OrtEngine, OrtOptions
+from voxedge.engines.ort_binding import OrtBinding
 from voxedge.engines.records import from_dict
 from voxedge.engines.trt.api import Library
 from voxedge.engines.trt.config import check_parser
 from voxedge.export.config import ExportConfig
 from voxedge.export.systems import export_checkpoint
+from voxedge.runtime import decoder
 from voxedge.runtime.audio import check_audio
 from voxedge.runtime.decoder import CacheShape, Decoder, KvCache, Logits
 
@@ -118,7 +120,7 @@ def test_onnx_runtime_fuses_every_product(
     onnxruntime.InferenceSession(str(bundle.graph_path(spec)), options, providers=["CPUExecutionProvider"])
     model = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
     fused = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
-    assert len(fused) == len(products) == 7 * 3 + 1
+    assert len(fused) == len(products) == 4 * 3 + 1
     bits = {item.i for node in fused for item in node.attribute if item.name == "bits"}
     assert bits == {4 if precision == "int4-weight" else 8}
     assert not any(node.op_type == "DequantizeLinear" for node in model.graph.node)
@@ -135,8 +137,8 @@ def test_rules_choose_layers(fp32_bundle: Path, tmp_path: Path) -> None:
     rules = (parse_rule("*/layers.0/*=fp32"), parse_rule("dit:/transformer/*=fp16"), Rule("/head/*", "int4-weight"))
     bundle = quantise_bundle(fp32_bundle, tmp_path / "out", QuantiseConfig("int8-weight", rules=rules))
     layers = bundle.manifest.graph("speech_expert").layers
-    assert layers["/layers.0/attn/q_proj/MatMul"] == LayerSpec("fp32")
-    assert layers["/layers.1/attn/q_proj/MatMul"] == LayerSpec("int8-weight")
+    assert layers["/layers.0/attn/qkv_proj/MatMul"] == LayerSpec("fp32")
+    assert layers["/layers.1/attn/qkv_proj/MatMul"] == LayerSpec("int8-weight")
     assert layers["/head/MatMul"] == LayerSpec("int4-weight", 16)  # 48 inputs
     assert bundle.manifest.graph("dit").layers["/transformer/layers.0/self_attn/to_out/MatMul"] == LayerSpec("fp16")
     speak(bundle, Probe())
@@ -216,6 +218,25 @@ def test_int8_caches(
     rows = [output for graph in graphs for output in graph.outputs if output.name == "new.0.key"]
     assert rows
     assert all(output.snr_db > 25 for output in rows)  # compared as floats, not as integers
+
+
+def test_prompts_over_int8_caches_are_read_in_pieces(
+    fp32_bundle: Path, tmp_path: Path, statistics_of_caches: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU and for the fused attention alone; the portable graph takes a prompt at once."""
+    bundle = quantise_bundle(fp32_bundle, tmp_path / "out", QuantiseConfig(kv_cache="int8"), statistics_of_caches)
+    assert Decoder(open_graph(bundle, "ort")).max_prefill == 64 < Decoder(open_graph(bundle, "portable")).max_prefill
+    found = []
+    for piece, calls in ((7, 5), (1000, 1)):
+        monkeypatch.setattr(decoder, "_INT8_PIECE", piece)
+        engine = open_graph(bundle, "ort")
+        with monkeypatch.context() as patched:
+            runs: list[int] = []
+            run = OrtBinding.run
+            patched.setattr(OrtBinding, "run", lambda binding, run=run, runs=runs: (runs.append(1), run(binding)))
+            found.append(logits(engine, IDS, [len(IDS)]))
+        assert len(runs) == calls
+    assert snr_db(*found) > 80  # FP32 roundings of products of other shapes
 
 
 def test_int8_caches_need_statistics(fp32_bundle: Path, tmp_path: Path) -> None:
