@@ -198,14 +198,17 @@ def graph_options(spec: GraphSpec, device: Literal["cpu", "cuda"] = "cpu") -> di
     the bit). In FP32 (level 1) a step of 8 layers takes 19.1 ms, not 7. Precision 1: where products of U8 and S8 may
     saturate, INT8 layers are computed as U8 by U8; elsewhere that would only make them 7 times as slow. Weights that
     several nodes read cannot have it: ONNX Runtime 1.32 would shift them once for each node and fails. Such weights are
-    made floats once, at load, where they are only stored as integers; its fused kernels do not take them, and a
-    DequantizeLinear for each node made a frame of 12 channels 5.5 times as slow as in FP32, with 3.1 GB and not 0.5.
+    made floats once, at load, where products may saturate and where they are only stored as integers; its fused kernels
+    do not take them, and a DequantizeLinear for each node made a frame of 12 channels 5.5 times as slow as in FP32,
+    with 3.1 GB and not 0.5.
     """
     chosen = {"session.qdq_matmulnbits_accuracy_level": "4"}
     precisions = {str(layer.precision) for layer in spec.layers.values()} or {spec.precision}
-    if "int8" in precisions and spec.weight_uses == 1 and device == "cpu" and int8_products_saturate():
+    integers = "int8" in precisions
+    saturate = integers and device == "cpu" and int8_products_saturate()
+    if saturate and spec.weight_uses == 1:
         chosen["session.x64quantprecision"] = "1"
-    if "int8" not in precisions and spec.weight_uses > 1:
+    if spec.weight_uses > 1 and (saturate or not integers):
         chosen["session.disable_quant_qdq"] = "1"
     return chosen
 

@@ -59,7 +59,7 @@ def write_graph(
     places: dict[Flavour, Path] = {flavour: writer.path(path) for flavour, path in paths.items()}
     sources = sources_of(traced, plan.tensors)
     models = {flavour: graph.model for flavour, graph in traced.items()}
-    rounded = None if rounding is None else rounding.round(EditedGraph(plan.name, models, sources))
+    rounded = None if rounding is None else rounding.round(EditedGraph(plan.name, models, sources, plan.weight_uses))
     save_models({places[flavour]: model for flavour, model in models.items()}, sources, writer.path(data), progress)
     specs = tuple(
         GraphSpec(

@@ -26,8 +26,8 @@ Logits = npt.NDArray[np.float32]
 
 _ROUND = 64
 _INT8_PIECE = 64
-"""New tokens of one call over INT8 caches on the CPU. ONNX Runtime 1.32 computes the scores of all keys of a call, those
-behind a query too: a prompt of 512 takes 0.8 of the time in pieces of 64, with the same logits to the bit."""
+"""New tokens of one call over INT8 caches on the CPU. ONNX Runtime 1.32 computes the scores of all keys of a call, also
+of those behind a query: a prompt of 512 takes 0.8 of the time in pieces of 64, with the same logits to the bit."""
 _HEADS = ("logits", "state")
 
 

@@ -142,7 +142,8 @@ def _open(bundle: Bundle, name: str, add_ort: bool = False) -> EditedGraph:
     models = {spec.flavour: read_model(bundle.graph_path(spec)) for spec in specs}
     if add_ort:
         models["ort"] = read_model(bundle.graph_path(specs[0]))
-    return EditedGraph(name, models, stored_sources(models.values(), bundle.data_path(specs[0])))
+    sources = stored_sources(models.values(), bundle.data_path(specs[0]))
+    return EditedGraph(name, models, sources, specs[0].weight_uses)
 
 
 def _write_graph(

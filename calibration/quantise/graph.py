@@ -46,6 +46,8 @@ class EditedGraph:
     """Rewritten in place."""
     sources: dict[str, LazyTensor]
     """Values of every initialiser outside the graphs, by name; grows by the new ones."""
+    weight_uses: int = 1
+    """How often one call reads the same weights, see `GraphSpec`."""
 
     def weighted_nodes(self) -> tuple[WeightedNode, ...]:
         """Every node of any flavour that reads a weight, in the order of the graph, each path once."""

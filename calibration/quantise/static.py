@@ -27,7 +27,7 @@ from voxedge.calibration.quantise.plan import WeightedNode
 from voxedge.calibration.quantise.ranges import LEVELS, Histogram, activation_range
 from voxedge.calibration.quantise.scaling import Flat
 from voxedge.calibration.quantise.smooth import Group, Smoothing, smooth_group
-from voxedge.calibration.quantise.weight_only import store_matrix
+from voxedge.calibration.quantise.weight_only import shares_floats, store_matrix
 from voxedge.calibration.statistics import Statistics, TensorStatistics
 from voxedge.engines.errors import InputError
 from voxedge.engines.lazy import InMemory, materialise
@@ -99,7 +99,7 @@ def quantise_activations(
     outputs = _result_ranges(graph, inputs, statistics, config)
     names = {path: str(value.name) for path, (value, _, _) in inputs.items()}
     for flavour, model in graph.models.items():
-        writer = _Writer(graph, model, forms[flavour])
+        writer = _Writer(graph, flavour, forms[flavour])
         for node in list(model.graph):
             if node.name in names:
                 writer.write(node, ranges[names[node.name]], outputs.get(node.name))
@@ -157,8 +157,9 @@ def _result_ranges(
 class _Writer:
     """Rewrites the INT8 layers of one model; Q of an activation is shared, each reader has its own DQ."""
 
-    def __init__(self, graph: EditedGraph, model: ir.Model, form: Form) -> None:
-        self._graph, self._model, self._form = graph, model, form
+    def __init__(self, graph: EditedGraph, flavour: Flavour, form: Form) -> None:
+        self._graph, self._model, self._form = graph, graph.models[flavour], form
+        self._own_floats = form.style != "float" and not shares_floats(graph, flavour)
         self._type = "uint8" if form.unsigned else "int8"
         self._quantised: dict[tuple[str | None, float], ir.Value] = {}
         self._planes: dict[str | None, ir.Value] = {}
@@ -171,8 +172,7 @@ class _Writer:
         last: ir.Value | None = None
         if found.operator != "MatMul" and len(found.shape) == 3:
             found, activation, last = self._add_dimension(node, found, activation)
-        beside_int8 = self._form.style != "float"
-        store_matrix(self._graph, self._model, node, found, LayerSpec("int8-weight"), beside_int8)
+        store_matrix(self._graph, self._model, node, found, LayerSpec("int8-weight"), self._own_floats)
         whole = self._form.style == "integer" and found.operator == "Conv"
         if self._has_integers(found, whole, result_limit):
             self._quantise_input(node, activation, limit)

@@ -26,7 +26,7 @@ from voxedge.calibration.quantise.plan import LayerPrecision, WeightedNode
 from voxedge.calibration.quantise.rounding import Grid, Rounded, Scales
 from voxedge.calibration.quantise.tables import fits_table, store_table
 from voxedge.engines.lazy import InMemory
-from voxedge.engines.manifest import LayerSpec
+from voxedge.engines.manifest import Flavour, LayerSpec
 
 BLOCKED_OPSET = 21
 """Oldest opset whose DequantizeLinear knows blocks and INT4."""
@@ -56,7 +56,8 @@ def layer_spec(node: WeightedNode, precision: LayerPrecision, config: QuantiseCo
 def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
     """Rewrite all weight-only layers of all flavours, in place."""
     beside_int8 = any(spec.precision == "int8" for spec in layers.values())
-    for model in graph.models.values():
+    for flavour, model in graph.models.items():
+        own = beside_int8 and not shares_floats(graph, flavour)
         for node in list(model.graph):
             found = describe(node)
             if found is None or found.path not in layers:
@@ -66,7 +67,7 @@ def store_weights(graph: EditedGraph, layers: Mapping[str, LayerSpec]) -> None:
                 if found.operator == "Gather":
                     store_table(graph, model, node, found)
                 else:
-                    store_matrix(graph, model, node, found, spec, beside_int8)
+                    store_matrix(graph, model, node, found, spec, own)
             elif spec.precision == "fp16" and found.stored == "fp32":
                 _store_half(graph, model, node, found)
     graph.drop_unused()
@@ -92,21 +93,31 @@ def rounded_weight(graph: EditedGraph, model: ir.Model, node: WeightedNode, grid
     return add_initialiser(model, name, f"int{grid.bits}", node.shape), scale
 
 
-def store_matrix(
-    graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec, beside_int8: bool
-) -> None:
-    """Let one node of one model read its weight as integers through a DequantizeLinear.
+def shares_floats(graph: EditedGraph, flavour: Flavour) -> bool:
+    """Whether nodes that read one weight read one DequantizeLinear, even where they compute with INT8.
 
-    Zero-points, all 0, are written out beside layers that compute with INT8: where ONNX Runtime has to make those
-    layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the graph. Where there is no zero-point
-    it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both. In other graphs nodes
-    that read one weight share its floats: as no kernel of ONNX Runtime's reads shared integers, they are made once, at
-    load, and not by every node in every call.
+    TensorRT fuses a DequantizeLinear into the product behind it, so its graphs have one for each. ONNX Runtime takes
+    shared ones apart where it computes integers; where it may not (`engines.ort.graph_options`), floats that are shared
+    are made once.
+    """
+    return flavour == "ort" and graph.weight_uses > 1
+
+
+def store_matrix(
+    graph: EditedGraph, model: ir.Model, node: ir.Node, found: WeightedNode, spec: LayerSpec, own: bool
+) -> None:
+    """Let one node of one model read its weight as integers through a DequantizeLinear, its own or a shared one.
+
+    Zero-points, all 0, are written out with those of its own, beside layers that compute with INT8: where ONNX Runtime
+    has to make those layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the graph. Where there
+    is no zero-point it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both. In
+    other graphs nodes that read one weight share its floats: as no kernel of ONNX Runtime's reads shared integers, they
+    are made once, at load, and not by every node in every call.
     """
     grid = grid_of(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)
     known = [use.node for use in integers.uses() if use.node.inputs[1] is scale]
-    if known and not beside_int8:
+    if known and not own:
         node.replace_input_with(weight_input(node), known[0].outputs[0])
         return
     attributes = {"axis": grid.axis}
@@ -115,7 +126,7 @@ def store_matrix(
     if grid.block is not None or grid.bits == 4:
         require_opset(model, BLOCKED_OPSET)
     operands = [integers, scale]
-    if beside_int8 and grid.bits == 8:
+    if own and grid.bits == 8:
         zeros = np.zeros(graph.sources[str(scale.name)].shape, np.int8)
         name = f"{node.name}.zeros"
         graph.sources[name] = InMemory(name, zeros)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from tiny_voice import tiny_voice
 from toy_layers import run_graph, statistics_of, toy_graph
@@ -19,8 +20,9 @@ from voxedge.calibration.graph_check import check_graphs
 from voxedge.calibration.quantise.bundle import quantise_bundle
 from voxedge.calibration.quantise.config import QuantiseConfig
 from voxedge.calibration.quantise.cpu_form import CpuChoice
+from voxedge.calibration.quantise.graph import EditedGraph
 from voxedge.calibration.quantise.plan import Rule
-from voxedge.calibration.quantise.static import PORTABLE, quantise_activations
+from voxedge.calibration.quantise.static import PORTABLE, Form, ort_form, quantise_activations
 from voxedge.calibration.quantise.weight_only import store_weights
 from voxedge.calibration.recording import Recording
 from voxedge.calibration.sets import CalibrationSet, Line
@@ -28,7 +30,7 @@ from voxedge.calibration.speaking import Probe, speak
 from voxedge.calibration.statistics import Statistics
 from voxedge.engines.bundle import Bundle
 from voxedge.engines.errors import InputError
-from voxedge.engines.manifest import LayerSpec
+from voxedge.engines.manifest import Flavour, LayerSpec
 from voxedge.engines.processor import int8_products_saturate
 
 LINES = CalibrationSet("two", (Line("Hello there."), Line("One, two.", "A calm voice.")))
@@ -95,6 +97,28 @@ def test_processors_without_vnni_compute_the_same(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr("voxedge.engines.ort.int8_products_saturate", lambda answer=saturate: answer)
         found = run_graph(graph, tmp_path / str(saturate), x)["y"]
         np.testing.assert_allclose(found, x @ w @ w.T, rtol=2 / 255 + 2**-9)
+
+
+def test_frames_share_their_floats_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two channels of a frame step, which read one matrix; ones, as above, of which saturation would halve pairs."""
+    w, x = np.full((K, K), 1.0, np.float32), np.full((ROWS, K), 1.0, np.float32)
+    text = (
+        f'<ir_version: 9, opset_import: ["" : 20]> agraph (float[{ROWS},{K}] x, float[{K},{K}] w)'
+        " => (float[] y) { z = MatMul(x, w) y = MatMul(z, w) }"
+    )
+    toy, other = (toy_graph(text, {"w": w}) for _ in range(2))
+    models: dict[Flavour, ir.Model] = {"portable": toy.models["portable"], "ort": other.models["portable"]}
+    graph = EditedGraph("toy", models, toy.sources, weight_uses=2)
+    layers = {"/z/MatMul": LayerSpec("int8"), "/y/MatMul": LayerSpec("int8")}
+    config = QuantiseConfig("int8", ranges="minmax")
+    forms: dict[Flavour, Form] = {"portable": PORTABLE, "ort": ort_form("integer")}
+    quantise_activations(graph, layers, statistics_of({"x": (-1, x), "z": (-1, x @ w)}), config, forms)
+    readers = {flavour: len(model.graph.initializers["w.int8"].uses()) for flavour, model in models.items()}
+    assert readers == {"portable": 2, "ort": 1}
+    for saturate in {True, int8_products_saturate()}:
+        monkeypatch.setattr("voxedge.engines.ort.int8_products_saturate", lambda answer=saturate: answer)
+        found = run_graph(graph, tmp_path / str(saturate), x, "ort")["y"]
+        np.testing.assert_allclose(found, x @ w @ w, rtol=2 / 255 + 2**-9)
 
 
 # a whole voice

@@ -16,7 +16,7 @@ from voxedge.calibration.graph_files import save_models
 from voxedge.calibration.quantise.graph import EditedGraph
 from voxedge.calibration.statistics import Provenance, Statistics
 from voxedge.engines.lazy import InMemory
-from voxedge.engines.manifest import GraphSpec
+from voxedge.engines.manifest import Flavour, GraphSpec
 from voxedge.engines.ort import graph_options
 
 Arrays = dict[str, np.ndarray]
@@ -37,12 +37,14 @@ def toy_graph(text: str, weights: Arrays) -> EditedGraph:
     return EditedGraph("toy", {"portable": parsed}, dict(sources))
 
 
-def run_graph(graph: EditedGraph, folder: Path, x: np.ndarray) -> Arrays:
-    """Save and run the portable flavour."""
+def run_graph(graph: EditedGraph, folder: Path, x: np.ndarray, flavour: Flavour = "portable") -> Arrays:
+    """Save and run one flavour."""
     folder.mkdir(exist_ok=True)
-    save_models({folder / "toy.onnx": graph.models["portable"]}, graph.sources, folder / "toy.data", lambda count: None)
-    precision = "int8" if any(node.op_type == "QuantizeLinear" for node in graph.models["portable"].graph) else "fp32"
-    spec = GraphSpec("toy", "portable", "toy.onnx", "toy.data", precision, 20, (), (), {"any": {}})
+    model = graph.models[flavour]
+    save_models({folder / "toy.onnx": model}, graph.sources, folder / "toy.data", lambda count: None)
+    precision = "int8" if any(node.op_type == "QuantizeLinear" for node in model.graph) else "fp32"
+    uses = graph.weight_uses
+    spec = GraphSpec("toy", flavour, "toy.onnx", "toy.data", precision, 20, (), (), {"any": {}}, weight_uses=uses)
     settings = onnxruntime.SessionOptions()
     for name, value in graph_options(spec).items():
         settings.add_session_config_entry(name, value)

@@ -56,8 +56,11 @@ def test_only_graphs_that_compute_with_int8_are_told(monkeypatch: pytest.MonkeyP
     assert told == [True, False, True]
     for spec, device in ((SPEC, "cuda"), (dataclasses.replace(SPEC, weight_uses=12), "cpu")):
         assert "session.x64quantprecision" not in graph_options(spec, device)  # type: ignore[arg-type]
+    frame = dataclasses.replace(SPEC, weight_uses=12)
+    assert graph_options(frame)["session.disable_quant_qdq"] == "1"  # floats, made once
     monkeypatch.setattr("voxedge.engines.ort.int8_products_saturate", lambda: False)
-    assert "session.x64quantprecision" not in graph_options(SPEC)
+    for spec in (SPEC, frame):
+        assert not {"session.x64quantprecision", "session.disable_quant_qdq"} & set(graph_options(spec))
 
 
 def test_weights_that_several_nodes_read_are_made_floats_once() -> None:
