@@ -6,7 +6,7 @@ Does not know experts or codecs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +17,7 @@ from voxedge.export.assemble import GraphPlan, Profiles
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
 from voxedge.export.checkpoint.rearrange import Stacked
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor
+from voxedge.export.checkpoint.transforms import Elementwise
 from voxedge.export.config import DTYPES, ExportConfig
 from voxedge.export.graph import Traced, trace
 from voxedge.export.modules.attention import rotary_tables
@@ -114,8 +115,15 @@ def layer_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         first, *others = (f"{part}.weight" for part in parts)
         for stem in [key.removesuffix(first) for key in named if key.endswith(first)]:
             joined = [named.pop(stem + leaf) for leaf in (first, *others)]
-            named[f"{stem}{joint}.weight"] = Stacked(tuple(joined))
+            named[f"{stem}{joint}.weight"] = Stacked(_of_one_type(joined))
     return named
+
+
+def _of_one_type(tensors: Sequence[LazyTensor]) -> tuple[LazyTensor, ...]:
+    """Tensors as they are, or all in FP32 where a checkpoint stores some wider than others."""
+    if len({tensor.dtype for tensor in tensors}) == 1:
+        return tuple(tensors)
+    return tuple(Elementwise(tensor, lambda values: values, "float32") for tensor in tensors)
 
 
 def _tensors(model: LanguageModel, options: DecoderOptions, context: int) -> Mapping[str, LazyTensor]:

@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from voxedge.engines.errors import CheckpointError
 from voxedge.engines.manifest import Flavour
 from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig, layer_shapes
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor, materialise
@@ -84,7 +83,10 @@ def test_projections_are_stacked_in_order() -> None:
     }
 
 
-def test_projections_of_two_types_are_refused_by_name() -> None:
-    given = checkpoint() | {"layers.0.mlp.up_proj.weight": checkpoint("float16")["layers.0.mlp.up_proj.weight"]}
-    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight: expected float32 rows .* found float16"):
-        layer_tensors(given)
+def test_projections_of_two_types_are_stacked_in_the_wider() -> None:
+    half = checkpoint("float16")
+    given = half | {"layers.0.mlp.up_proj.weight": checkpoint()["layers.0.mlp.up_proj.weight"]}
+    found = layer_tensors(given)["layers.0.mlp.gate_up_proj.weight"]
+    whole = np.concatenate([materialise(given[f"layers.0.mlp.{part}.weight"]) for part in ("gate_proj", "up_proj")])
+    assert found.dtype == "float32"
+    np.testing.assert_array_equal(materialise(found), whole)
