@@ -1,7 +1,7 @@
 """Steps of a decoder's INT8 caches, read back from its graph.
 
-In: a graph whose caches are INT8. Out: one step for each channel of each head. Does not choose them (see
-`calibration.quantise.kv_cache`) and runs nothing.
+In: a graph whose caches are INT8. Out: one step for each channel of each head, or one for all. Does not choose them
+(see `calibration.quantise.kv_cache`) and runs nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PREFIX, SUFFIX = "cache.", ".scale"
 
 
 def scale_name(leaf: str) -> str:
-    """Initialiser of a cache's steps [G, D], by its leaf such as `3.key`."""
+    """Initialiser of a cache's steps, [G, D] or [1], by its leaf such as `3.key`."""
     return f"{PREFIX}{leaf}{SUFFIX}"
 
 
@@ -27,7 +27,7 @@ def has_int8_cache(spec: GraphSpec) -> bool:
 
 
 def stored_scales(path: Path) -> CacheScales:
-    """Steps of all caches of a graph by leaf, [G, D].
+    """Steps of all caches of a graph by leaf, [G, D] or [1].
 
     Raises:
         BundleError: The file is no graph.

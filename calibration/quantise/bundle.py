@@ -126,8 +126,8 @@ def quantise_graph(
         forms: dict[Flavour, Form] = {"portable": PORTABLE, "ort": ort_form(cpu_form)}
         smoothed += quantise_activations(graph, specs, statistics, config, forms)
     store_weights(graph, specs)
-    if config.kv_cache == "int8":
-        round_caches(graph, statistics)
+    if config.kv_cache != "float":
+        round_caches(graph, statistics, config.kv_cache)
     return specs, smoothed
 
 
@@ -224,7 +224,7 @@ def rounded_spec(
     own = {path: form for path, form in formats.items() if path in paths[spec.flavour]}
     touched = any(form.precision != spec.precision for form in own.values())
     return dataclasses.replace(
-        int8_caches(spec) if config.kv_cache == "int8" else spec,
+        int8_caches(spec) if config.kv_cache != "float" else spec,
         precision=config.precision if touched else spec.precision,
         opset=opset_of(graph.models[spec.flavour]),
         layers=own,

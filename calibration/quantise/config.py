@@ -17,6 +17,10 @@ QuantisedPrecision = Literal["int8", "int8-weight", "int4-weight", "mixed"]
 """Of a whole bundle; `mixed` is whatever its rules say."""
 
 PRECISIONS: tuple[QuantisedPrecision, ...] = get_args(QuantisedPrecision)
+KvFormat = Literal["float", "int8", "int8-tensor"]
+"""Of a cache: the type of the activations; INT8 with a scale for each channel of each head; INT8 with one for all."""
+
+KV_FORMATS: tuple[KvFormat, ...] = get_args(KvFormat)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 """Rows of a matrix that may share a scale; what runtimes have kernels for."""
 DEFAULT_INT4_BLOCK = 64
@@ -48,8 +52,8 @@ class QuantiseConfig:
     """Whether that search keeps single layers or whole blocks higher; blocks are faster in very deep models."""
     awq: bool = True
     """Whether 4-bit weights are scaled by the activations that meet them (AWQ), where statistics are given."""
-    kv_cache: Literal["float", "int8"] = "float"
-    """How decoders keep the keys and values of the past: in the type of the activations, or as INT8."""
+    kv_cache: KvFormat = "float"
+    """How decoders keep the keys and values of the past."""
     overwrite: bool = False
     """Replace an existing bundle."""
 
@@ -63,8 +67,8 @@ class QuantiseConfig:
             )
         if self.ranges not in METHODS:
             raise ConfigError(f"expected --ranges among {', '.join(METHODS)}, found {self.ranges!r}")
-        if self.kv_cache not in ("float", "int8"):
-            raise ConfigError(f"expected --kv-cache float or int8, found {self.kv_cache!r}")
+        if self.kv_cache not in KV_FORMATS:
+            raise ConfigError(f"expected --kv-cache among {', '.join(KV_FORMATS)}, found {self.kv_cache!r}")
         if self.block_size is not None and self.block_size not in BLOCK_SIZES:
             raise ConfigError(f"expected --block among {', '.join(map(str, BLOCK_SIZES))}, found {self.block_size}")
 

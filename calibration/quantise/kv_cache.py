@@ -1,9 +1,9 @@
 """Keep the keys and values of the past as INT8: half of FP16, a quarter of FP32.
 
 In: a decoder's graph with caches, and statistics of the rows that go into them. Out: the same graph with INT8 caches at
-its boundary, and one scale for each channel of each head, for keys and values alike: com.microsoft.GroupQueryAttention
-knows scales by tensor and by channel, not by token. The portable graph rounds the new rows and reads them back as well,
-so that a prompt gives the same whether it is read at once or in pieces.
+its boundary, and one scale for each channel of each head or one for each cache, for keys and values alike:
+com.microsoft.GroupQueryAttention knows scales by tensor and by channel, not by token. The portable graph rounds the new
+rows and reads them back as well, so that a prompt gives the same whether it is read at once or in pieces.
 
 Symmetric: q = round(x / s) within -127 .. 127 with s = max|x| / 127 over everything that was said for calibration.
 """
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from voxedge.calibration.cache_scales import scale_name
+from voxedge.calibration.quantise.config import KvFormat
 from voxedge.calibration.quantise.graph import EditedGraph, add_constant, add_initialiser, new_node
 from voxedge.calibration.replay import NEW, PAST
 from voxedge.calibration.statistics import Statistics
@@ -59,8 +60,13 @@ def int8_caches(spec: GraphSpec) -> GraphSpec:
     return dataclasses.replace(spec, inputs=tensors["inputs"], outputs=tensors["outputs"], min_onnxruntime=oldest)
 
 
-def round_caches(graph: EditedGraph, statistics: Statistics | None) -> None:
+def round_caches(graph: EditedGraph, statistics: Statistics | None, form: KvFormat) -> None:
     """Rewrite all flavours of a decoder in place; a graph without caches stays as it is.
+
+    Args:
+        graph: Any graph.
+        statistics: Of the rows that go into its caches.
+        form: `int8` or `int8-tensor`.
 
     Raises:
         InputError: There are no statistics, or they know nothing of a cache.
@@ -74,7 +80,8 @@ def round_caches(graph: EditedGraph, statistics: Statistics | None) -> None:
         )
     for leaf in cache_leaves(graph):
         name = scale_name(leaf)
-        graph.sources[name] = InMemory(name, _scales(graph, statistics, leaf))
+        scales = _scales(graph, statistics, leaf)  # [G, D]
+        graph.sources[name] = InMemory(name, scales.max(keepdims=True)[0] if form == "int8-tensor" else scales)
     for flavour, model in graph.models.items():
         if flavour == "ort":
             _round_fused(graph, model)
@@ -128,7 +135,8 @@ def _round_fused(graph: EditedGraph, model: ir.Model) -> None:
             node.replace_input_with(place, _fused_scale(graph, model, leaf))
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
         for key in ("k_quant_type", "v_quant_type"):
-            node.attributes[key] = ir.AttrString(key, "PER_CHANNEL")
+            whole = graph.sources[scale_name(leaves[0])].shape == (1,)
+            node.attributes[key] = ir.AttrString(key, "PER_TENSOR" if whole else "PER_CHANNEL")
         for value in (*node.inputs[3:5], *node.outputs[1:3]):
             if value is not None:
                 value.type = ir.TensorType(ir.DataType.INT8)

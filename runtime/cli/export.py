@@ -124,7 +124,7 @@ def _needs_speech(arguments: argparse.Namespace, quantise: QuantiseConfig) -> bo
             "expected no --statistics for a checkpoint, as they are of one FP32 bundle; quantise that bundle with "
             "`voxedge quantise`, or leave it to --calibrate SET"
         )
-    calibrated = quantise.precision == "int8" or quantise.kv_cache == "int8" or quantise.min_snr_db is not None
+    calibrated = quantise.precision == "int8" or quantise.kv_cache != "float" or quantise.min_snr_db is not None
     return arguments.calibrate is not None or calibrated
 
 

@@ -57,7 +57,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how the CPU computes int8 decoders and vocoders (default: measure, keep the faster)",
     )
     group.add_argument("--no-awq", action="store_true", help="round 4-bit weights without regard to activations")
-    group.add_argument("--kv-cache", choices=("float", "int8"), default="float", help="of decoders; int8 is calibrated")
+    group.add_argument(
+        "--kv-cache",
+        choices=("float", "int8", "int8-tensor"),
+        default="float",
+        help="of decoders; int8 is calibrated, by channel, or by tensor for up to a tenth faster steps",
+    )
     group.add_argument(
         "--min-snr",
         type=number(-100.0, 200.0),
