@@ -134,8 +134,8 @@ def _round_fused(graph: EditedGraph, model: ir.Model) -> None:
         for place, leaf in zip(_SCALE_INPUTS, leaves, strict=True):
             node.replace_input_with(place, _fused_scale(graph, model, leaf))
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+        whole = graph.sources[scale_name(leaves[0])].shape == (1,)
         for key in ("k_quant_type", "v_quant_type"):
-            whole = graph.sources[scale_name(leaves[0])].shape == (1,)
             node.attributes[key] = ir.AttrString(key, "PER_TENSOR" if whole else "PER_CHANNEL")
         for value in (*node.inputs[3:5], *node.outputs[1:3]):
             if value is not None:

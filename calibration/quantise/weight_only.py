@@ -108,11 +108,11 @@ def store_matrix(
 ) -> None:
     """Let one node of one model read its weight as integers through a DequantizeLinear, its own or a shared one.
 
-    Zero-points, all 0, are written out with those of its own, beside layers that compute with INT8: where ONNX Runtime
-    has to make those layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the graph. Where there
-    is no zero-point it makes a scalar one, and where nodes share one it shifts that twice; it then refuses both. In
-    other graphs nodes that read one weight share its floats: as no kernel of ONNX Runtime's reads shared integers, they
-    are made once, at load, and not by every node in every call.
+    Zero-points, all 0, are written out where each node has its own, which is beside layers that compute with INT8:
+    where ONNX Runtime has to make those layers U8 by U8 (`engines.ort.graph_options`) it shifts all INT8 weights of the
+    graph. Where there is no zero-point it makes a scalar one, and where nodes share one it shifts that twice; it then
+    refuses both. In other graphs nodes that read one weight share its floats: as no kernel of ONNX Runtime's reads
+    shared integers, they are made once, at load, and not by every node in every call.
     """
     grid = grid_of(found, spec)
     integers, scale = rounded_weight(graph, model, found, grid)

@@ -6,26 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from tiny_qwen import QWEN
 
 from voxedge.engines.manifest import Flavour
-from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig, layer_shapes
+from voxedge.export.checkpoint.qwen3 import LanguageModel, layer_shapes
 from voxedge.export.checkpoint.tensors import InMemory, LazyTensor, materialise
 from voxedge.export.config import ExportConfig
 from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan, layer_tensors
 
-QWEN = QwenConfig(
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-    vocab_size=50,
-    max_positions=64,
-    tied=False,
-)
 # Every node is a call, and every product one that all threads begin and end together.
 FUSED = {
     "SkipSimplifiedLayerNormalization": 2,

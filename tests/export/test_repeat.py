@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_qwen
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from voxedge.engines.manifest import DimRange, GraphSpec, TensorSpec
 from voxedge.export import repeat
 from voxedge.export.checkpoint.dit import DitConfig
 from voxedge.export.checkpoint.moss_config import DepthConfig, GptConfig
-from voxedge.export.checkpoint.qwen3 import LanguageModel, QwenConfig
+from voxedge.export.checkpoint.qwen3 import LanguageModel
 from voxedge.export.checkpoint.tensors import InMemory
 from voxedge.export.config import ExportConfig
 from voxedge.export.decoder_graphs import DecoderOptions, decoder_plan
@@ -29,19 +30,7 @@ from voxedge.export.repeat import Stack
 from voxedge.export.weights import save_graphs
 
 LAYERS = 5  # two copies: the second reads the first
-QWEN = QwenConfig(
-    hidden_size=32,
-    layers=LAYERS,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    intermediate_size=48,
-    rms_norm_eps=1e-6,
-    rope_theta=1e4,
-    vocab_size=50,
-    max_positions=64,
-    tied=False,
-)
+QWEN = replace(tiny_qwen.QWEN, layers=LAYERS)
 DIT = DitConfig(io_channels=8, embed_dim=32, depth=LAYERS, num_heads=2, rotary_dim=16, input_concat_dim=4)
 FURTHER = {
     "adaLN": replace(DIT, global_cond_type="adaLN", num_memory_tokens=2, qk_norm="ln"),
